@@ -3,5 +3,6 @@
 //!
 //! [`spec`] says what is asked for; [`machine::Machine`] is the live object.
 
+pub mod bus;
 pub mod spec;
 pub mod virtio;
