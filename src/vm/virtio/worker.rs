@@ -1,0 +1,147 @@
+//! The device behind a transport, as its event loop sees it.
+
+use std::sync::Arc;
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::device::{Active, Device, DeviceError, OWN_DATA_FIRST};
+use super::interrupt::Interrupt;
+
+/// A driver can break its device as often as it likes: that many failures of a
+/// device are warnings, the rest is for debugging only.
+const WARNINGS_MAX: u32 = 8;
+
+/// Owns the device and calls it when something has happened: on the event loop's
+/// thread as a subscriber, on a vCPU's thread for activation, reset and config
+/// space.
+pub struct Worker {
+    device: Box<dyn Device>,
+    notify: Arc<[EventFd]>,
+    interrupt: Arc<Interrupt>,
+    active: bool,
+    /// The event loop did not take its descriptors: it will never work.
+    deaf: bool,
+    failures: u32,
+}
+
+impl Worker {
+    pub(super) fn new(
+        device: Box<dyn Device>,
+        notify: Arc<[EventFd]>,
+        interrupt: Arc<Interrupt>,
+    ) -> Self {
+        Self {
+            device,
+            notify,
+            interrupt,
+            active: false,
+            deaf: false,
+            failures: 0,
+        }
+    }
+
+    /// The driver set DRIVER_OK. On failure DEVICE_NEEDS_RESET is set.
+    pub(super) fn activate(&mut self, active: Active) {
+        let ready: Vec<bool> = active.queues.iter().map(ready).collect();
+        if self.deaf {
+            return self.fail(&DeviceError::Host {
+                what: "watching the queues",
+                source: std::io::Error::other("refused when the machine was built"),
+            });
+        }
+        if let Err(error) = self.device.activate(active) {
+            return self.fail(&error);
+        }
+        self.active = true;
+        // A notification that came before DRIVER_OK was dropped: look once.
+        for (eventfd, _) in self.notify.iter().zip(ready).filter(|(_, ready)| *ready) {
+            let _ = eventfd.write(1);
+        }
+    }
+
+    /// Drops whatever the driver has given to the device.
+    pub(super) fn reset(&mut self) {
+        self.active = false;
+        self.device.reset();
+    }
+
+    /// Sets DEVICE_NEEDS_RESET; the device lets go of the queues at once.
+    pub(super) fn fail(&mut self, error: &dyn std::error::Error) {
+        self.failures = self.failures.saturating_add(1);
+        let level = if self.failures <= WARNINGS_MAX {
+            log::Level::Warn
+        } else {
+            log::Level::Debug
+        };
+        log::log!(
+            level,
+            "{} needs reset: {}",
+            self.device.name(),
+            chain(error)
+        );
+        self.reset();
+        self.interrupt.mark_needs_reset();
+    }
+
+    pub(super) fn read_config(&self, offset: usize, data: &mut [u8]) {
+        self.device.read_config(offset, data);
+    }
+
+    pub(super) fn write_config(&mut self, offset: usize, data: &[u8]) {
+        self.device.write_config(offset, data);
+    }
+
+    fn queue_event(&mut self, index: usize) -> Result<(), DeviceError> {
+        let Some(eventfd) = self.notify.get(index) else {
+            return Ok(());
+        };
+        // Only resets the counter; empty if somebody else was faster.
+        let _ = eventfd.read();
+        if self.active {
+            self.device.queue_event(index)?;
+        }
+        Ok(())
+    }
+}
+
+impl MutEventSubscriber for Worker {
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        let data = events.data();
+        let result = if data < OWN_DATA_FIRST {
+            self.queue_event(data as usize)
+        } else {
+            self.device.own_event(events, ops)
+        };
+        match result {
+            Ok(()) => {}
+            Err(error) if self.active => self.fail(&error),
+            Err(error) => log::warn!("{}: {}", self.device.name(), chain(&error)),
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        for (eventfd, index) in self.notify.iter().zip(0..) {
+            if let Err(error) = ops.add(Events::with_data(eventfd, index, EventSet::IN)) {
+                log::error!("{}: queue {index}: {error}", self.device.name());
+                self.deaf = true;
+            }
+        }
+        self.device.register(ops);
+    }
+}
+
+fn ready(queue: &virtio_queue::Queue) -> bool {
+    virtio_queue::QueueT::ready(queue)
+}
+
+/// An error and its sources in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
