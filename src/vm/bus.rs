@@ -24,8 +24,7 @@ pub struct Overlap {
 }
 
 /// Devices by address, immutable once the machine runs. Accesses that no device
-/// claims read as zeros and write nowhere, as on a bus without a listener that
-/// pulls lines down (Linux then sees no device).
+/// claims read as ones and write nowhere, as on a PC's bus.
 #[derive(Default)]
 pub struct Bus {
     ranges: BTreeMap<u64, (u64, Arc<dyn BusDevice>)>,
@@ -50,9 +49,12 @@ impl Bus {
 
     /// Passes a read on; `data` is zeroed first.
     pub fn read(&self, address: u64, data: &mut [u8]) {
-        data.fill(0);
-        if let Some((offset, device)) = self.find(address, data.len()) {
-            device.read(offset, data);
+        match self.find(address, data.len()) {
+            Some((offset, device)) => {
+                data.fill(0);
+                device.read(offset, data);
+            }
+            None => data.fill(0xff),
         }
     }
 
@@ -99,11 +101,11 @@ mod tests {
     }
 
     #[test]
-    fn access_outside_or_across_the_end_reads_zeros() {
+    fn access_outside_or_across_the_end_reads_ones() {
         for address in [0xff, 0x110, 0x10e, u64::MAX] {
             let mut data = [9; 4];
             bus().read(address, &mut data);
-            assert_eq!(data, [0; 4], "{address:#x}");
+            assert_eq!(data, [0xff; 4], "{address:#x}");
         }
     }
 

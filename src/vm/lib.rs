@@ -3,6 +3,19 @@
 //!
 //! [`spec`] says what is asked for; [`machine::Machine`] is the live object.
 
+pub mod boot;
 pub mod bus;
+pub mod event_loop;
+// pub mod cpu;
+pub mod devices;
+pub mod emulate;
+pub mod ending;
+pub mod kvm;
+// pub mod machine; (waits for emulate and vsock)
+pub mod memory;
+pub mod probe;
+pub mod profile;
+// mod slots;
 pub mod spec;
+pub mod trace;
 pub mod virtio;

@@ -30,6 +30,9 @@ pub struct MachineSpec {
     pub console: Option<File>,
     /// 8250 UART at 0x3f8 for early debugging: its output goes here.
     pub serial: Option<File>,
+    /// Samples of the guest's instruction pointer go here at the end, see
+    /// [`crate::profile`].
+    pub profile: Option<File>,
 }
 
 /// How the kernel is entered.

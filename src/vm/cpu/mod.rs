@@ -1,0 +1,60 @@
+//! vCPUs: their first state, and the loop that runs them.
+
+mod cpuid;
+mod lapic;
+mod msrs;
+mod registers;
+mod run;
+
+use kvm_ioctls::{VcpuFd, VmFd};
+
+use crate::boot::Entry;
+use crate::kvm::{KvmError, Vm, failed};
+
+pub use run::{Kicker, VcpuContext, VcpuThread, install_kick_handler};
+
+/// Makes `count` vCPUs, the first at `entry`, the others waiting for a start-up
+/// interrupt as the hardware does.
+pub fn create(vm: &Vm, count: u8, entry: Entry, memory: &vm_memory::GuestMemoryMmap) -> Result<Vec<VcpuFd>, CpuError> {
+    let host_cpuid = vm
+        .kvm
+        .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+        .map_err(failed("read the supported CPUID"))?;
+    let mut vcpus = Vec::with_capacity(count.into());
+    for id in 0..count {
+        let vcpu = create_one(&vm.fd, id)?;
+        let cpuid = cpuid::for_vcpu(&host_cpuid, id, count);
+        vcpu.set_cpuid2(&cpuid).map_err(failed("set CPUID"))?;
+        msrs::set(&vcpu)?;
+        lapic::set(&vcpu)?;
+        if id == 0 {
+            registers::set(&vcpu, entry, memory)?;
+        }
+        vcpus.push(vcpu);
+    }
+    Ok(vcpus)
+}
+
+fn create_one(vm: &VmFd, id: u8) -> Result<VcpuFd, KvmError> {
+    vm.create_vcpu(id.into()).map_err(failed("create a vCPU"))
+}
+
+/// A vCPU could not be set up or run.
+#[derive(Debug, thiserror::Error)]
+pub enum CpuError {
+    /// KVM refused.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// KVM took only some of the model-specific registers.
+    #[error("KVM refused model-specific register {index:#x}")]
+    Msr {
+        /// The first that it refused.
+        index: u32,
+    },
+    /// Tables for the entry could not be written.
+    #[error("cannot write CPU tables to guest memory")]
+    Tables(#[source] vm_memory::GuestMemoryError),
+    /// No thread.
+    #[error("cannot start a vCPU thread")]
+    Thread(#[source] std::io::Error),
+}

@@ -1,0 +1,152 @@
+//! The loop of one vCPU, on a thread of its own.
+
+#![allow(unsafe_code)]
+
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::thread::{Builder, JoinHandle};
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+
+use super::CpuError;
+use crate::bus::Bus;
+use crate::emulate;
+use crate::ending::{Ending, Outcome};
+use crate::profile::Profile;
+
+/// What every vCPU of a machine shares.
+#[derive(Clone)]
+pub struct VcpuContext {
+    /// I/O ports.
+    pub ports: Arc<Bus>,
+    /// Memory-mapped devices.
+    pub mmio: Arc<Bus>,
+    /// Guest RAM.
+    pub memory: GuestMemoryMmap,
+    /// Where the end is told.
+    pub outcome: Arc<Outcome>,
+    /// Samples of the instruction pointer, if asked for.
+    pub profile: Option<Arc<Profile>>,
+}
+
+/// A running vCPU. Dropping it without [`Self::join`] leaves the thread alone.
+pub struct VcpuThread {
+    /// The vCPU comes back at the end, so that its `kvm_run` page stays mapped
+    /// as long as a [`Kicker`] may write to it.
+    handle: JoinHandle<VcpuFd>,
+    immediate_exit: ImmediateExit,
+}
+
+/// `kvm_run.immediate_exit` of a vCPU.
+#[derive(Clone, Copy)]
+struct ImmediateExit(*const AtomicU8);
+
+// SAFETY: it points into the shared kvm_run page, and is only used for an atomic
+// store while `VcpuThread` keeps that page mapped.
+unsafe impl Send for ImmediateExit {}
+// SAFETY: as above.
+unsafe impl Sync for ImmediateExit {}
+
+/// Gets a vCPU out of KVM_RUN.
+pub struct Kicker<'a>(&'a VcpuThread);
+
+/// Lets the kick signal interrupt KVM_RUN instead of ending the process. Once
+/// per process; a second call changes nothing.
+pub fn install_kick_handler() -> std::io::Result<()> {
+    extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    register_signal_handler(kick_signal(), ignore)
+        .map_err(|e| std::io::Error::from_raw_os_error(e.errno()))
+}
+
+fn kick_signal() -> libc::c_int {
+    SIGRTMIN()
+}
+
+impl VcpuThread {
+    /// Starts vCPU `id`.
+    pub fn start(mut vcpu: VcpuFd, id: usize, context: VcpuContext) -> Result<Self, CpuError> {
+        let field = &raw mut vcpu.get_kvm_run().immediate_exit;
+        let immediate_exit = ImmediateExit(field.cast_const().cast());
+        let handle = Builder::new()
+            .name(format!("vcpu{id}"))
+            .spawn(move || {
+                run(&mut vcpu, &context);
+                vcpu
+            })
+            .map_err(CpuError::Thread)?;
+        Ok(Self { handle, immediate_exit })
+    }
+
+    /// For samples: a kick that may be lost.
+    pub fn kicker(&self) -> Kicker<'_> {
+        Kicker(self)
+    }
+
+    /// Ends the loop and waits for the thread; [`Outcome::is_over`] must hold.
+    pub fn join(self) {
+        // SAFETY: the page is mapped until the VcpuFd is dropped, which the thread
+        // returns and `join` below hands to us.
+        unsafe { (*self.immediate_exit.0).store(1, Ordering::SeqCst) };
+        self.kicker().kick();
+        if self.handle.join().is_err() {
+            log::error!("a vCPU thread panicked");
+        }
+    }
+}
+
+impl Kicker<'_> {
+    /// Sends the kick signal.
+    pub fn kick(&self) {
+        // SAFETY: the thread has not been joined (its handle is borrowed), so its
+        // pthread_t is valid.
+        unsafe { libc::pthread_kill(self.0.handle.as_pthread_t(), kick_signal()) };
+    }
+}
+
+fn run(vcpu: &mut VcpuFd, context: &VcpuContext) {
+    while !context.outcome.is_over() {
+        if let Err(ending) = run_once(vcpu, context) {
+            context.outcome.end(ending);
+        }
+    }
+}
+
+/// Runs the guest until KVM hands something back, and answers it.
+fn run_once(vcpu: &mut VcpuFd, context: &VcpuContext) -> Result<(), Ending> {
+    match vcpu.run() {
+        Ok(VcpuExit::IoOut(port, data)) => context.ports.write(port.into(), data),
+        Ok(VcpuExit::IoIn(port, data)) => context.ports.read(port.into(), data),
+        Ok(VcpuExit::MmioWrite(address, data)) => context.mmio.write(address, data),
+        Ok(VcpuExit::MmioRead(address, data)) => context.mmio.read(address, data),
+        Ok(VcpuExit::InternalError) => complete(vcpu, context)?,
+        Ok(VcpuExit::Shutdown) => return Err(Ending::TripleFault),
+        Ok(VcpuExit::Hlt) => return Err(Ending::Halted),
+        Ok(VcpuExit::Intr) => {}
+        Ok(VcpuExit::FailEntry(reason, cpu)) => {
+            return Err(Ending::Failed(format!(
+                "KVM could not enter the guest: reason {reason:#x} on CPU {cpu}"
+            )));
+        }
+        Ok(other) => return Err(Ending::Failed(format!("unexpected exit {other:?}"))),
+        Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => sample(vcpu, context),
+        Err(e) => return Err(Ending::Failed(format!("KVM_RUN: {e}"))),
+    }
+    Ok(())
+}
+
+fn complete(vcpu: &mut VcpuFd, context: &VcpuContext) -> Result<(), Ending> {
+    emulate::complete(vcpu, &context.memory)
+        .map(drop)
+        .map_err(|e| Ending::Emulation(e.to_string()))
+}
+
+fn sample(vcpu: &mut VcpuFd, context: &VcpuContext) {
+    if let Some(profile) = &context.profile
+        && let Ok(regs) = vcpu.get_regs()
+    {
+        profile.hit(regs.rip);
+    }
+}

@@ -1,0 +1,276 @@
+//! A machine: built paused from a [`MachineSpec`], resumed, ended.
+//!
+//! [`Machine::build`] reads in the order of a boot. Everything starts paused and
+//! is undone by `Drop`.
+
+use std::fs::File;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::boot::{self, BootError, BootImages, MmioDevice};
+use crate::bus::{Bus, BusDevice, Overlap};
+use crate::cpu::{self, CpuError, VcpuContext, VcpuThread};
+use crate::devices::{
+    MILESTONE_PORT, Milestones, RESET_PORT, RESET_PORTS, Reset, SERIAL_PORT, SERIAL_PORTS,
+    SerialConsole,
+};
+use crate::ending::{Ending, Outcome};
+use crate::event_loop::{EventLoop, LoopError};
+use crate::kvm::{KvmError, Vm};
+use crate::memory::{self, MemoryError, layout};
+use crate::probe::{self, HostKind};
+use crate::profile::Profile;
+use crate::spec::MachineSpec;
+use crate::trace::Timeline;
+use crate::slots::{Slots, SlotsError};
+use crate::virtio::vsock::VsockHandle;
+
+/// A machine could not be built or started.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The spec cannot be met.
+    #[error("{0}")]
+    Spec(String),
+    /// No guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// KVM refused.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// Kernel or initramfs cannot be booted.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// A vCPU cannot be set up.
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
+    /// A virtio device cannot be set up.
+    #[error(transparent)]
+    Slots(#[from] SlotsError),
+    /// Two devices overlap.
+    #[error(transparent)]
+    Bus(#[from] Overlap),
+    /// No event loop.
+    #[error(transparent)]
+    Loop(#[from] LoopError),
+    /// The host refused something else.
+    #[error("cannot {what}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+/// A machine that has not run yet.
+pub struct Machine {
+    // Fields are dropped in this order: threads that use the memory, then the VM,
+    // then the memory.
+    _loops: Vec<EventLoop>,
+    vcpus: Vec<VcpuFd>,
+    vsock: Option<VsockHandle>,
+    timeline: Timeline,
+    _vm: Vm,
+    context: VcpuContext,
+}
+
+/// A machine whose vCPUs run. Dropping it stops it.
+pub struct RunningMachine {
+    vcpus: Vec<VcpuThread>,
+    machine: Machine,
+}
+
+impl Machine {
+    /// Builds the machine, paused at the kernel's first instruction.
+    pub fn build(
+        mut spec: MachineSpec,
+        host: HostKind,
+        timeline: &Timeline,
+    ) -> Result<Self, MachineError> {
+        check(&spec)?;
+        let outcome = Arc::new(Outcome::new().map_err(host_error("make an eventfd"))?);
+        let memory = memory::allocate(spec.mem_size_mib)?;
+        let vm = Vm::new(&memory)?;
+        timeline.mark("vm made");
+
+        let mut slots = Slots::new(&vm, &memory);
+        let vsock = slots.add_devices(&mut spec)?;
+        let cmdline = cmdline(&spec, host, slots.windows())?;
+        let entry = boot::load(
+            &memory,
+            &BootImages {
+                kernel: &spec.kernel,
+                initramfs: spec.initramfs.as_ref(),
+                cmdline: &cmdline,
+                protocol: spec.boot_protocol,
+            },
+        )?;
+        boot::mptable::write_table(&memory, spec.vcpu_count)?;
+        timeline.mark("kernel loaded");
+
+        let vcpus = cpu::create(&vm, spec.vcpu_count, entry, &memory)?;
+        let (mmio, loops) = slots.finish(&outcome)?;
+        let ports = ports(&vm, &mut spec, timeline, &outcome)?;
+        timeline.mark("machine built");
+        let context = VcpuContext {
+            ports: Arc::new(ports),
+            mmio: Arc::new(mmio),
+            memory,
+            outcome,
+            profile: spec.profile.map(|out| Arc::new(Profile::new(out))),
+        };
+        Ok(Self { _loops: loops, vcpus, vsock, timeline: timeline.clone(), _vm: vm, context })
+    }
+
+    /// Lets the vCPUs run.
+    pub fn resume(mut self) -> Result<RunningMachine, MachineError> {
+        cpu::install_kick_handler().map_err(host_error("install the kick signal"))?;
+        let vcpus = std::mem::take(&mut self.vcpus);
+        let mut running = RunningMachine { vcpus: Vec::new(), machine: self };
+        running.machine.timeline.mark("first instruction");
+        for (id, vcpu) in vcpus.into_iter().enumerate() {
+            let thread = VcpuThread::start(vcpu, id, running.machine.context.clone())?;
+            running.vcpus.push(thread);
+        }
+        Ok(running)
+    }
+}
+
+impl RunningMachine {
+    /// Opens connections to the guest's vsock ports; none without a vsock device.
+    pub fn vsock(&self) -> Option<&VsockHandle> {
+        self.machine.vsock.as_ref()
+    }
+
+    /// Readable once [`Self::ending`] is there. Only to be polled.
+    pub fn ended_fd(&self) -> BorrowedFd<'_> {
+        self.machine.context.outcome.event_fd()
+    }
+
+    /// How the machine ended, once it has.
+    pub fn ending(&self) -> Option<Ending> {
+        self.machine.context.outcome.ending().cloned()
+    }
+
+    /// Stops the machine, waits for its threads, and tells how it ended:
+    /// [`Ending::Stopped`] unless it had ended before.
+    pub fn stop(mut self) -> Ending {
+        self.shut_down();
+        self.ending().unwrap_or(Ending::Stopped)
+    }
+
+    /// One sample of every vCPU's instruction pointer, if the spec asked for a
+    /// profile. To be called every [`crate::profile::SAMPLE_INTERVAL`].
+    pub fn sample(&self) {
+        for vcpu in &self.vcpus {
+            vcpu.kicker().kick();
+        }
+    }
+
+    fn shut_down(&mut self) {
+        self.machine.context.outcome.end(Ending::Stopped);
+        for vcpu in self.vcpus.drain(..) {
+            vcpu.join();
+        }
+        if let Some(profile) = self.machine.context.profile.take()
+            && let Err(error) = profile.write()
+        {
+            log::warn!("cannot write the profile: {error}");
+        }
+    }
+}
+
+impl Drop for RunningMachine {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}
+
+/// Parameters of every guest kernel, each with its reason.
+const KERNEL_PARAMS: &[&str] = &[
+    // Nothing is printed unless a console is asked for: each character costs.
+    "quiet",
+    // A panic resets at once, by the keyboard controller: the machine ends.
+    "panic=-1",
+    "reboot=k",
+    // KVM's clock is stable; no watchdog and no calibration against the PIT.
+    "tsc=reliable",
+    "no_timer_check",
+];
+
+/// What every guest needs, then what this kind of host needs, then what was asked for.
+fn cmdline(
+    spec: &MachineSpec,
+    host: HostKind,
+    windows: &[MmioDevice],
+) -> Result<String, BootError> {
+    let asked: Vec<&str> = spec.kernel_params.iter().map(String::as_str).collect();
+    let console = console_params(spec);
+    let params = [KERNEL_PARAMS, probe::kernel_params(host), &console, &asked].concat();
+    Ok(boot::build_cmdline(params, windows)?)
+}
+
+fn console_params(spec: &MachineSpec) -> Vec<&'static str> {
+    let mut params = Vec::new();
+    if spec.console.is_some() {
+        params.push("console=hvc0");
+    }
+    if spec.serial.is_some() {
+        params.extend(["8250.nr_uarts=1", "console=ttyS0", "earlyprintk=ttyS0", "ignore_loglevel"]);
+    } else {
+        // No probing of a UART that is not there.
+        params.push("8250.nr_uarts=0");
+    }
+    params
+}
+
+fn check(spec: &MachineSpec) -> Result<(), MachineError> {
+    let max = boot::mptable::MAX_CPUS;
+    if spec.vcpu_count == 0 || spec.vcpu_count > max {
+        return Err(MachineError::Spec(format!(
+            "{} vCPUs: must be 1 to {max}",
+            spec.vcpu_count
+        )));
+    }
+    if spec.mem_size_mib < MEM_SIZE_MIN_MIB {
+        return Err(MachineError::Spec(format!(
+            "{} MiB of memory are too little: at least {MEM_SIZE_MIN_MIB}",
+            spec.mem_size_mib
+        )));
+    }
+    Ok(())
+}
+
+/// Below this not even the tables of [`layout`] and the kernel's link address fit.
+const MEM_SIZE_MIN_MIB: u32 = 32;
+
+fn ports(
+    vm: &Vm,
+    spec: &mut MachineSpec,
+    timeline: &Timeline,
+    outcome: &Arc<Outcome>,
+) -> Result<Bus, MachineError> {
+    let mut ports = Bus::default();
+    let reset = Arc::new(Reset::new(outcome.clone()));
+    ports.insert(RESET_PORT, RESET_PORTS, reset)?;
+    let milestones = Arc::new(Milestones::new(timeline.clone(), outcome.clone()));
+    ports.insert(MILESTONE_PORT, 1, milestones)?;
+    if let Some(out) = spec.serial.take() {
+        ports.insert(SERIAL_PORT, SERIAL_PORTS, serial(vm, out)?)?;
+    }
+    Ok(ports)
+}
+
+fn serial(vm: &Vm, out: File) -> Result<Arc<dyn BusDevice>, MachineError> {
+    let interrupt = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
+        .map_err(host_error("make an eventfd"))?;
+    vm.connect_interrupt(&interrupt, layout::SERIAL_GSI)?;
+    Ok(Arc::new(SerialConsole::new(interrupt, out)))
+}
+
+fn host_error(what: &'static str) -> impl Fn(std::io::Error) -> MachineError {
+    move |source| MachineError::Host { what, source }
+}

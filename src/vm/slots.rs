@@ -1,0 +1,132 @@
+//! Virtio devices of a machine: one MMIO window and interrupt line each, in a
+//! fixed order, and the event loops they run on.
+
+use std::sync::Arc;
+
+use vm_memory::GuestMemoryMmap;
+
+use crate::boot::MmioDevice;
+use crate::bus::{Bus, Overlap};
+use crate::ending::{Ending, Outcome};
+use crate::event_loop::{EventLoop, LoopError, Subscriber};
+use crate::kvm::{KvmError, Vm};
+use crate::memory::layout::{GSI_LAST, MMIO_START, MMIO_WINDOW, VIRTIO_GSI_FIRST};
+use crate::spec::MachineSpec;
+use crate::virtio::device::{Device, DeviceError};
+use crate::virtio::mmio::{MmioTransport, TransportError};
+use crate::virtio::vsock::VsockHandle;
+
+/// Offset of QueueNotify in a window, virtio 1.2 table 4.1.
+const QUEUE_NOTIFY: u64 = 0x50;
+
+/// A virtio device could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SlotsError {
+    /// Every interrupt line is taken.
+    #[error("more than {max} virtio devices")]
+    TooMany {
+        /// How many there can be.
+        max: u32,
+    },
+    /// The device itself.
+    #[error("virtio device")]
+    Device(#[from] DeviceError),
+    /// Its transport.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// KVM refused to connect it.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// Windows overlap.
+    #[error(transparent)]
+    Bus(#[from] Overlap),
+    /// No event loop.
+    #[error(transparent)]
+    Loop(#[from] LoopError),
+}
+
+/// Devices added so far.
+pub struct Slots<'a> {
+    vm: &'a Vm,
+    memory: &'a GuestMemoryMmap,
+    bus: Bus,
+    windows: Vec<MmioDevice>,
+    /// Loop name and what runs on it.
+    loops: Vec<(&'static str, Vec<Subscriber>)>,
+}
+
+impl<'a> Slots<'a> {
+    pub fn new(vm: &'a Vm, memory: &'a GuestMemoryMmap) -> Self {
+        Self { vm, memory, bus: Bus::default(), windows: Vec::new(), loops: Vec::new() }
+    }
+
+    /// Adds what `spec` asks for, and takes it out of `spec`. Devices that may
+    /// block on the host's disks have a loop of their own.
+    pub fn add_devices(&mut self, spec: &mut MachineSpec) -> Result<Option<VsockHandle>, SlotsError> {
+        const IO: &str = "io";
+        Ok(None)
+    }
+
+    fn add(&mut self, event_loop: &'static str, device: Box<dyn Device>) -> Result<(), SlotsError> {
+        let window = next_window(self.windows.len())?;
+        let transport = MmioTransport::new(device, self.memory.clone())?;
+        self.vm
+            .connect_interrupt(transport.interrupt_eventfd(), window.gsi)?;
+        for (queue, event) in (0..).zip(transport.notify_eventfds()) {
+            self.vm
+                .connect_doorbell(event, window.base + QUEUE_NOTIFY, queue)?;
+        }
+        self.run_on(event_loop, transport.subscriber());
+        self.bus
+            .insert(window.base, MMIO_WINDOW, Arc::new(transport))?;
+        self.windows.push(window);
+        Ok(())
+    }
+
+    fn run_on(&mut self, name: &'static str, subscriber: Subscriber) {
+        match self.loops.iter_mut().find(|(n, _)| *n == name) {
+            Some((_, subscribers)) => subscribers.push(subscriber),
+            None => self.loops.push((name, vec![subscriber])),
+        }
+    }
+
+    /// The windows, as the kernel is to be told.
+    pub fn windows(&self) -> &[MmioDevice] {
+        &self.windows
+    }
+
+    /// Starts the event loops. One that dies ends the machine.
+    pub fn finish(self, outcome: &Arc<Outcome>) -> Result<(Bus, Vec<EventLoop>), SlotsError> {
+        let mut loops = Vec::new();
+        for (name, subscribers) in self.loops {
+            let outcome = outcome.clone();
+            let on_death = move |e: LoopError| outcome.end(Ending::Failed(e.to_string()));
+            loops.push(EventLoop::spawn(name, subscribers, on_death)?);
+        }
+        Ok((self.bus, loops))
+    }
+}
+
+fn next_window(taken: usize) -> Result<MmioDevice, SlotsError> {
+    let max = GSI_LAST - VIRTIO_GSI_FIRST + 1;
+    let slot = u32::try_from(taken)
+        .ok()
+        .filter(|slot| *slot < max)
+        .ok_or(SlotsError::TooMany { max })?;
+    Ok(MmioDevice {
+        base: MMIO_START + u64::from(slot) * MMIO_WINDOW,
+        gsi: VIRTIO_GSI_FIRST + slot,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_follow_each_other_until_lines_run_out() {
+        assert_eq!(next_window(0).unwrap(), MmioDevice { base: 0xd000_0000, gsi: 5 });
+        assert_eq!(next_window(18).unwrap(), MmioDevice { base: 0xd001_2000, gsi: 23 });
+        assert!(matches!(next_window(19), Err(SlotsError::TooMany { max: 19 })));
+    }
+}
