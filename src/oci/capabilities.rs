@@ -1,0 +1,133 @@
+//! `process.capabilities` (config.md, "Linux process").
+
+use oci_spec::runtime::{Capabilities as Names, Capability, LinuxCapabilities};
+use vmrun_protocol::plan::Capabilities;
+
+/// The five sets as bits. What the kernel cannot grant is left out with a
+/// warning rather than refused, as the specification asks: an effective
+/// capability that is not permitted, an ambient one that is not both permitted
+/// and inheritable (capabilities(7)).
+pub fn resolve(from: &LinuxCapabilities, warnings: &mut Vec<String>) -> Capabilities {
+    let mut sets = Capabilities {
+        bounding: bits(from.bounding()),
+        effective: bits(from.effective()),
+        inheritable: bits(from.inheritable()),
+        permitted: bits(from.permitted()),
+        ambient: bits(from.ambient()),
+    };
+    let ambient_allowed = sets.permitted & sets.inheritable;
+    leave_out(&mut sets.effective, sets.permitted, "effective", warnings);
+    leave_out(&mut sets.ambient, ambient_allowed, "ambient", warnings);
+    sets
+}
+
+fn leave_out(set: &mut u64, allowed: u64, name: &str, warnings: &mut Vec<String>) {
+    if *set & !allowed != 0 {
+        warnings.push(format!(
+            "process.capabilities.{name}: capabilities that cannot be granted are left out"
+        ));
+        *set &= allowed;
+    }
+}
+
+fn bits(names: &Option<Names>) -> u64 {
+    names
+        .iter()
+        .flatten()
+        .fold(0, |bits, &name| bits | 1 << number(name))
+}
+
+/// Number of a capability in linux/capability.h.
+fn number(name: Capability) -> u8 {
+    use Capability::*;
+    match name {
+        Chown => 0,
+        DacOverride => 1,
+        DacReadSearch => 2,
+        Fowner => 3,
+        Fsetid => 4,
+        Kill => 5,
+        Setgid => 6,
+        Setuid => 7,
+        Setpcap => 8,
+        LinuxImmutable => 9,
+        NetBindService => 10,
+        NetBroadcast => 11,
+        NetAdmin => 12,
+        NetRaw => 13,
+        IpcLock => 14,
+        IpcOwner => 15,
+        SysModule => 16,
+        SysRawio => 17,
+        SysChroot => 18,
+        SysPtrace => 19,
+        SysPacct => 20,
+        SysAdmin => 21,
+        SysBoot => 22,
+        SysNice => 23,
+        SysResource => 24,
+        SysTime => 25,
+        SysTtyConfig => 26,
+        Mknod => 27,
+        Lease => 28,
+        AuditWrite => 29,
+        AuditControl => 30,
+        Setfcap => 31,
+        MacOverride => 32,
+        MacAdmin => 33,
+        Syslog => 34,
+        WakeAlarm => 35,
+        BlockSuspend => 36,
+        AuditRead => 37,
+        Perfmon => 38,
+        Bpf => 39,
+        CheckpointRestore => 40,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sets(json: &str) -> (Capabilities, Vec<String>) {
+        let mut warnings = Vec::new();
+        let from = serde_json::from_str(json).unwrap();
+        (resolve(&from, &mut warnings), warnings)
+    }
+
+    #[test]
+    fn numbers_are_the_kernels() {
+        // Spot checks against rustix, which has the kernel's header as bits.
+        use rustix::thread::CapabilitySet as Kernel;
+        for (name, bit) in [
+            (Capability::Chown, Kernel::CHOWN),
+            (Capability::Kill, Kernel::KILL),
+            (Capability::NetBindService, Kernel::NET_BIND_SERVICE),
+            (Capability::SysAdmin, Kernel::SYS_ADMIN),
+            (Capability::AuditWrite, Kernel::AUDIT_WRITE),
+            (Capability::Bpf, Kernel::BPF),
+            (Capability::CheckpointRestore, Kernel::CHECKPOINT_RESTORE),
+        ] {
+            assert_eq!(1 << number(name), bit.bits(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn missing_sets_are_empty() {
+        let (sets, warnings) = sets(r#"{"bounding": ["CAP_KILL", "CAP_CHOWN"]}"#);
+        assert_eq!(sets.bounding, 1 << 5 | 1);
+        assert_eq!(sets.permitted | sets.effective | sets.ambient, 0);
+        assert!(warnings.is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_granted_is_left_out() {
+        let (sets, warnings) = sets(
+            r#"{"permitted": ["CAP_KILL"], "effective": ["CAP_KILL", "CAP_CHOWN"],
+                "ambient": ["CAP_KILL"]}"#,
+        );
+        assert_eq!(sets.effective, 1 << 5);
+        assert_eq!(sets.ambient, 0);
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+    }
+}
