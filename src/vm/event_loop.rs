@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// What an event loop serves.
 pub type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
@@ -48,7 +48,7 @@ impl EventLoop {
         on_death: impl FnOnce(LoopError) + Send + 'static,
     ) -> Result<Self, LoopError> {
         let host = |what| move |source| LoopError::Host { what, source };
-        let stop = EventFd::new(EFD_NONBLOCK).map_err(host("eventfd"))?;
+        let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("eventfd"))?;
         let stop_seen = stop.try_clone().map_err(host("eventfd"))?;
         // Registered before anything else runs, so that this fails here and not
         // later on the thread.
@@ -176,7 +176,7 @@ mod tests {
     }
 
     fn bell() -> (EventFd, mpsc::Receiver<u64>, Subscriber) {
-        let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
+        let eventfd = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap();
         let (rung, heard) = mpsc::channel();
         let bell = Bell {
             eventfd: eventfd.try_clone().unwrap(),

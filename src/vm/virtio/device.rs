@@ -81,7 +81,10 @@ pub trait Device: Send {
 
     /// Registers file descriptors of the device's own, once, when its event
     /// loop starts. `Events::data` below [`OWN_DATA_FIRST`] is the transport's.
-    fn register(&mut self, _ops: &mut EventOps) {}
+    /// After a failure the device is never activated.
+    fn register(&mut self, _ops: &mut EventOps) -> Result<(), DeviceError> {
+        Ok(())
+    }
 
     /// An event of a file descriptor that the device registered itself. May
     /// come while the device is not active.

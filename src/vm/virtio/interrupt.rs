@@ -6,7 +6,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// One device's interrupt. KVM has the eventfd as irqfd without resampling: each
 /// write is one edge on the line, as of an ISA device.
@@ -24,7 +24,7 @@ impl Interrupt {
     /// An idle line.
     pub fn new() -> io::Result<Self> {
         Ok(Self {
-            irq: EventFd::new(EFD_NONBLOCK)?,
+            irq: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             status: AtomicU32::new(0),
             generation: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),

@@ -25,7 +25,7 @@ use virtio_bindings::virtio_mmio as reg;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::device::{Active, Device, DeviceError, OWN_DATA_FIRST};
 use super::interrupt::Interrupt;
@@ -126,7 +126,7 @@ impl MmioTransport {
         let interrupt = Arc::new(Interrupt::new().map_err(eventfd)?);
         let notify = sizes
             .iter()
-            .map(|_| EventFd::new(EFD_NONBLOCK))
+            .map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC))
             .collect::<io::Result<Arc<[EventFd]>>>()
             .map_err(eventfd)?;
         let transport = Self {

@@ -1,8 +1,12 @@
 //! Virtio devices (virtio 1.2) behind the MMIO transport.
 
+pub mod console;
 pub mod device;
+mod drain;
 pub mod interrupt;
 pub mod mmio;
+pub mod rng;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod vsock;
 pub mod worker;

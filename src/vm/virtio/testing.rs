@@ -3,9 +3,14 @@
 //! virtio-queue's own mock cannot be used here: its rings do not wrap, and its
 //! used ring overlaps the available ring.
 
+use std::sync::Arc;
+
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::device::Active;
+use super::interrupt::Interrupt;
 
 /// The buffer is for the device to write.
 pub(crate) const WRITE: u16 = 2;
@@ -141,4 +146,20 @@ impl GuestQueue {
 /// RAM of `len` bytes at 0.
 pub(crate) fn memory(len: usize) -> GuestMemoryMmap {
     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), len)]).unwrap()
+}
+
+/// What a device gets from a driver with these queues and VIRTIO_F_EVENT_IDX, and
+/// its interrupt.
+pub(crate) fn active(memory: &GuestMemoryMmap, queues: &[&GuestQueue]) -> (Active, Arc<Interrupt>) {
+    let interrupt = Arc::new(Interrupt::new().unwrap());
+    let active = Active {
+        features: 1 << 32 | 1 << 29,
+        memory: memory.clone(),
+        queues: queues
+            .iter()
+            .map(|queue| queue.device_queue(true))
+            .collect(),
+        interrupt: Arc::clone(&interrupt),
+    };
+    (active, interrupt)
 }

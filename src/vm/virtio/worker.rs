@@ -46,7 +46,7 @@ impl Worker {
         let ready: Vec<bool> = active.queues.iter().map(ready).collect();
         if self.deaf {
             return self.fail(&DeviceError::Host {
-                what: "watching the queues",
+                what: "watching its events",
                 source: std::io::Error::other("refused when the machine was built"),
             });
         }
@@ -127,7 +127,10 @@ impl MutEventSubscriber for Worker {
                 self.deaf = true;
             }
         }
-        self.device.register(ops);
+        if let Err(error) = self.device.register(ops) {
+            log::error!("{}: {}", self.device.name(), chain(&error));
+            self.deaf = true;
+        }
     }
 }
 
