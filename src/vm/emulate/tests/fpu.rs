@@ -44,15 +44,16 @@ fn set_mask(rig: &mut Rig, mask: u64) {
     rig.cpu.regs.rdx = mask >> 32 | 0xbeef << 32;
 }
 
-/// Bytes that component `bit` covers.
-fn ranges(bit: u32) -> &'static [std::ops::Range<usize>] {
-    match bit {
-        0 => &[0..24, 32..160],
-        1 => &[160..416],
-        2 => &[576..832],
-        5 => &[1024..1088],
-        _ => &[],
-    }
+/// Bytes that component `bit` covers: the last range but for x87, which has two.
+fn ranges(bit: u32) -> Vec<std::ops::Range<usize>> {
+    let rest = match bit {
+        0 => 32..160,
+        1 => 160..416,
+        2 => 576..832,
+        _ => 1024..1088,
+    };
+    let head = (bit == 0).then_some(0..24);
+    head.into_iter().chain([rest]).collect()
 }
 
 fn bv(area: &[u8]) -> u64 {
