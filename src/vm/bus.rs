@@ -111,8 +111,17 @@ mod tests {
 
     #[test]
     fn overlaps_are_refused() {
-        for (base, len) in [(0x100, 1), (0xf8, 0x10), (0x10f, 8), (0xf0, 0x100), (u64::MAX, 2)] {
-            assert!(bus().insert(base, len, Arc::new(Echo)).is_err(), "{base:#x}");
+        for (base, len) in [
+            (0x100, 1),
+            (0xf8, 0x10),
+            (0x10f, 8),
+            (0xf0, 0x100),
+            (u64::MAX, 2),
+        ] {
+            assert!(
+                bus().insert(base, len, Arc::new(Echo)).is_err(),
+                "{base:#x}"
+            );
         }
         assert!(bus().insert(0x110, 8, Arc::new(Echo)).is_ok());
         assert!(bus().insert(0xf0, 0x10, Arc::new(Echo)).is_ok());

@@ -34,7 +34,10 @@ impl fmt::Display for Ending {
             Self::Panicked => f.write_str("the guest kernel panicked"),
             Self::Halted => f.write_str("the guest halted"),
             Self::TripleFault => f.write_str("the guest triple-faulted"),
-            Self::Emulation(why) => write!(f, "the guest ran into an instruction that cannot be emulated: {why}"),
+            Self::Emulation(why) => write!(
+                f,
+                "the guest ran into an instruction that cannot be emulated: {why}"
+            ),
             Self::Failed(why) => write!(f, "the machine failed: {why}"),
         }
     }

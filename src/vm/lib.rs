@@ -5,17 +5,17 @@
 
 pub mod boot;
 pub mod bus;
-pub mod event_loop;
-// pub mod cpu;
+pub mod cpu;
 pub mod devices;
 pub mod emulate;
 pub mod ending;
+pub mod event_loop;
 pub mod kvm;
-// pub mod machine; (waits for emulate and vsock)
+pub mod machine;
 pub mod memory;
 pub mod probe;
 pub mod profile;
-// mod slots;
+mod slots;
 pub mod spec;
 pub mod trace;
 pub mod virtio;

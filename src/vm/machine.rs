@@ -23,9 +23,9 @@ use crate::kvm::{KvmError, Vm};
 use crate::memory::{self, MemoryError, layout};
 use crate::probe::{self, HostKind};
 use crate::profile::Profile;
+use crate::slots::{Slots, SlotsError};
 use crate::spec::MachineSpec;
 use crate::trace::Timeline;
-use crate::slots::{Slots, SlotsError};
 use crate::virtio::vsock::VsockHandle;
 
 /// A machine could not be built or started.
@@ -103,7 +103,7 @@ impl Machine {
             &memory,
             &BootImages {
                 kernel: &spec.kernel,
-                initramfs: spec.initramfs.as_ref(),
+                initramfs: spec.initramfs.as_deref(),
                 cmdline: &cmdline,
                 protocol: spec.boot_protocol,
             },
@@ -122,14 +122,24 @@ impl Machine {
             outcome,
             profile: spec.profile.map(|out| Arc::new(Profile::new(out))),
         };
-        Ok(Self { _loops: loops, vcpus, vsock, timeline: timeline.clone(), _vm: vm, context })
+        Ok(Self {
+            _loops: loops,
+            vcpus,
+            vsock,
+            timeline: timeline.clone(),
+            _vm: vm,
+            context,
+        })
     }
 
     /// Lets the vCPUs run.
     pub fn resume(mut self) -> Result<RunningMachine, MachineError> {
         cpu::install_kick_handler().map_err(host_error("install the kick signal"))?;
         let vcpus = std::mem::take(&mut self.vcpus);
-        let mut running = RunningMachine { vcpus: Vec::new(), machine: self };
+        let mut running = RunningMachine {
+            vcpus: Vec::new(),
+            machine: self,
+        };
         running.machine.timeline.mark("first instruction");
         for (id, vcpu) in vcpus.into_iter().enumerate() {
             let thread = VcpuThread::start(vcpu, id, running.machine.context.clone())?;
@@ -219,7 +229,12 @@ fn console_params(spec: &MachineSpec) -> Vec<&'static str> {
         params.push("console=hvc0");
     }
     if spec.serial.is_some() {
-        params.extend(["8250.nr_uarts=1", "console=ttyS0", "earlyprintk=ttyS0", "ignore_loglevel"]);
+        params.extend([
+            "8250.nr_uarts=1",
+            "console=ttyS0",
+            "earlyprintk=ttyS0",
+            "ignore_loglevel",
+        ]);
     } else {
         // No probing of a UART that is not there.
         params.push("8250.nr_uarts=0");
@@ -265,8 +280,8 @@ fn ports(
 }
 
 fn serial(vm: &Vm, out: File) -> Result<Arc<dyn BusDevice>, MachineError> {
-    let interrupt = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
-        .map_err(host_error("make an eventfd"))?;
+    let interrupt =
+        EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host_error("make an eventfd"))?;
     vm.connect_interrupt(&interrupt, layout::SERIAL_GSI)?;
     Ok(Arc::new(SerialConsole::new(interrupt, out)))
 }

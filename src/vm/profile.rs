@@ -1,4 +1,7 @@
-//! Where the guest spends its time: its instruction pointer, sampled on a timer.
+//! Where the guest spends its time: its call stack, sampled on a timer.
+//!
+//! Written as folded stacks (one line a stack, callers first), which flame graph
+//! tools read. Addresses are guest-virtual; the kernel's System.map names them.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -10,41 +13,68 @@ use std::time::Duration;
 /// emulates ring 0.
 pub const SAMPLE_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Distinct addresses kept; later ones are not counted.
-const ADDRESSES_MAX: usize = 1 << 16;
+/// Distinct stacks kept; later ones are not counted.
+const STACKS_MAX: usize = 1 << 16;
 
-/// Counts by guest-virtual address.
+/// Frames kept of each stack.
+const FRAMES_MAX: usize = 48;
+
+/// Counts by call stack.
 #[derive(Debug)]
 pub struct Profile {
-    hits: Mutex<HashMap<u64, u64>>,
+    hits: Mutex<HashMap<Vec<u64>, u64>>,
     out: File,
 }
 
 impl Profile {
     /// No samples yet; they will be written to `out`.
     pub fn new(out: File) -> Self {
-        Self { hits: Mutex::default(), out }
-    }
-
-    /// One sample.
-    pub fn hit(&self, address: u64) {
-        let mut hits = self.hits.lock().unwrap_or_else(PoisonError::into_inner);
-        if hits.len() < ADDRESSES_MAX || hits.contains_key(&address) {
-            *hits.entry(address).or_default() += 1;
+        Self {
+            hits: Mutex::default(),
+            out,
         }
     }
 
-    /// One line an address, most hits first: address in hex, count.
+    /// One sample: innermost address first, at most [`FRAMES_MAX`] of them.
+    pub fn hit(&self, stack: Vec<u64>) {
+        let mut hits = self.hits.lock().unwrap_or_else(PoisonError::into_inner);
+        if hits.len() < STACKS_MAX || hits.contains_key(&stack) {
+            *hits.entry(stack).or_default() += 1;
+        }
+    }
+
+    /// One line a stack, most hits first: addresses in hex, outermost first and
+    /// separated by `;`, then the count.
     pub fn write(&self) -> io::Result<()> {
         let hits = self.hits.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut rows: Vec<(u64, u64)> = hits.iter().map(|(a, n)| (*n, *a)).collect();
+        let mut rows: Vec<_> = hits.iter().map(|(stack, n)| (*n, stack)).collect();
         rows.sort_unstable_by(|a, b| b.cmp(a));
         let mut out = BufWriter::new(&self.out);
-        for (count, address) in rows {
-            writeln!(out, "{address:016x} {count}")?;
+        for (count, stack) in rows {
+            let frames: Vec<String> = stack.iter().rev().map(|a| format!("{a:x}")).collect();
+            writeln!(out, "{} {count}", frames.join(";"))?;
         }
         out.flush()
     }
+}
+
+/// Follows frame pointers from `rip` and `rbp`. `read` gives the 8 bytes at a
+/// guest-virtual address, or nothing where none is mapped. The guest can build
+/// any chain: it ends where an address does not grow.
+pub fn stack(rip: u64, rbp: u64, read: impl Fn(u64) -> Option<u64>) -> Vec<u64> {
+    let mut stack = vec![rip];
+    let mut frame = rbp;
+    while stack.len() < FRAMES_MAX {
+        let Some(caller) = frame.checked_add(8).and_then(&read).filter(|a| *a != 0) else {
+            break;
+        };
+        stack.push(caller);
+        match read(frame) {
+            Some(next) if next > frame => frame = next,
+            _ => break,
+        }
+    }
+    stack
 }
 
 #[cfg(test)]
@@ -55,12 +85,27 @@ mod tests {
     fn most_hits_come_first() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let profile = Profile::new(file.reopen().unwrap());
-        for address in [1, 2, 2, 0xffff_ffff_8100_0000] {
-            profile.hit(address);
+        for stack in [vec![1], vec![2, 0xa], vec![2, 0xa]] {
+            profile.hit(stack);
         }
         profile.write().unwrap();
         let text = std::fs::read_to_string(file.path()).unwrap();
-        assert!(text.starts_with("0000000000000002 2\n"));
-        assert_eq!(text.lines().count(), 3);
+        assert_eq!(text, "a;2 2\n1 1\n");
+    }
+
+    #[test]
+    fn frames_are_followed_until_they_end() {
+        let memory = HashMap::from([(0x100, 0x200), (0x108, 11), (0x200, 0), (0x208, 12)]);
+        let read = |address| memory.get(&address).copied();
+        assert_eq!(stack(10, 0x100, read), [10, 11, 12]);
+        assert_eq!(stack(10, u64::MAX, read), [10]);
+    }
+
+    #[test]
+    fn a_loop_of_frames_ends() {
+        let read = |address| Some(if address % 16 == 0 { 0x100 } else { 7 });
+        assert_eq!(stack(10, 0x100, read), [10, 7]);
+        let rising = |address: u64| Some(address + 16);
+        assert_eq!(stack(10, 0x100, rising).len(), FRAMES_MAX);
     }
 }

@@ -12,9 +12,11 @@ use crate::event_loop::{EventLoop, LoopError, Subscriber};
 use crate::kvm::{KvmError, Vm};
 use crate::memory::layout::{GSI_LAST, MMIO_START, MMIO_WINDOW, VIRTIO_GSI_FIRST};
 use crate::spec::MachineSpec;
+use crate::virtio::console::Console;
 use crate::virtio::device::{Device, DeviceError};
 use crate::virtio::mmio::{MmioTransport, TransportError};
-use crate::virtio::vsock::VsockHandle;
+use crate::virtio::rng::Rng;
+use crate::virtio::vsock::{Vsock, VsockHandle};
 
 /// Offset of QueueNotify in a window, virtio 1.2 table 4.1.
 const QUEUE_NOTIFY: u64 = 0x50;
@@ -57,14 +59,35 @@ pub struct Slots<'a> {
 
 impl<'a> Slots<'a> {
     pub fn new(vm: &'a Vm, memory: &'a GuestMemoryMmap) -> Self {
-        Self { vm, memory, bus: Bus::default(), windows: Vec::new(), loops: Vec::new() }
+        Self {
+            vm,
+            memory,
+            bus: Bus::default(),
+            windows: Vec::new(),
+            loops: Vec::new(),
+        }
     }
 
     /// Adds what `spec` asks for, and takes it out of `spec`. Devices that may
     /// block on the host's disks have a loop of their own.
-    pub fn add_devices(&mut self, spec: &mut MachineSpec) -> Result<Option<VsockHandle>, SlotsError> {
+    pub fn add_devices(
+        &mut self,
+        spec: &mut MachineSpec,
+    ) -> Result<Option<VsockHandle>, SlotsError> {
         const IO: &str = "io";
-        Ok(None)
+        let mut handle = None;
+        if let Some(vsock) = spec.vsock.take() {
+            let (device, vsock_handle) = Vsock::new(vsock)?;
+            self.add(IO, Box::new(device))?;
+            handle = Some(vsock_handle);
+        }
+        if spec.rng {
+            self.add(IO, Box::new(Rng::new()?))?;
+        }
+        if let Some(sink) = spec.console.take() {
+            self.add(IO, Box::new(Console::new(sink)?))?;
+        }
+        Ok(handle)
     }
 
     fn add(&mut self, event_loop: &'static str, device: Box<dyn Device>) -> Result<(), SlotsError> {
@@ -125,8 +148,23 @@ mod tests {
 
     #[test]
     fn windows_follow_each_other_until_lines_run_out() {
-        assert_eq!(next_window(0).unwrap(), MmioDevice { base: 0xd000_0000, gsi: 5 });
-        assert_eq!(next_window(18).unwrap(), MmioDevice { base: 0xd001_2000, gsi: 23 });
-        assert!(matches!(next_window(19), Err(SlotsError::TooMany { max: 19 })));
+        assert_eq!(
+            next_window(0).unwrap(),
+            MmioDevice {
+                base: 0xd000_0000,
+                gsi: 5
+            }
+        );
+        assert_eq!(
+            next_window(18).unwrap(),
+            MmioDevice {
+                base: 0xd001_2000,
+                gsi: 23
+            }
+        );
+        assert!(matches!(
+            next_window(19),
+            Err(SlotsError::TooMany { max: 19 })
+        ));
     }
 }

@@ -26,6 +26,8 @@ pub struct MachineSpec {
     pub vsock: Option<VsockSpec>,
     /// virtio-blk devices, `vda` first.
     pub drives: Vec<DriveSpec>,
+    /// virtio-rng device. The guest's generator is seeded at boot without it.
+    pub rng: bool,
     /// virtio-console: what the guest writes to hvc0 goes here. No device if none.
     pub console: Option<File>,
     /// 8250 UART at 0x3f8 for early debugging: its output goes here.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::Path;
 
 use linux_loader::loader::{Elf, KernelLoader, KernelLoaderResult, PvhBootCapability};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -27,15 +27,17 @@ pub struct Loaded {
 /// Loads the kernel at the addresses it was linked for.
 pub fn load(
     memory: &GuestMemoryMmap,
-    path: &PathBuf,
+    path: &Path,
     protocol: BootProtocol,
 ) -> Result<Loaded, BootError> {
     let mut file = File::open(path).map_err(|source| BootError::Read {
-        path: path.clone(),
+        path: path.to_owned(),
         source,
     })?;
     if is_bzimage(&file) {
-        return Err(BootError::BzImage { path: path.clone() });
+        return Err(BootError::BzImage {
+            path: path.to_owned(),
+        });
     }
     let size = file.metadata().map_or(0, |m| m.len());
     let loaded = Elf::load(memory, None, &mut file, Some(GuestAddress(HIMEM_START)))
@@ -52,13 +54,15 @@ pub fn load(
 
 fn entry(
     loaded: &KernelLoaderResult,
-    path: &PathBuf,
+    path: &Path,
     protocol: BootProtocol,
 ) -> Result<u64, BootError> {
     match (protocol, loaded.pvh_boot_cap) {
         (BootProtocol::Linux64, _) => Ok(loaded.kernel_load.0),
         (BootProtocol::Pvh, PvhBootCapability::PvhEntryPresent(entry)) => Ok(entry.0),
-        (BootProtocol::Pvh, _) => Err(BootError::NoPvhEntry { path: path.clone() }),
+        (BootProtocol::Pvh, _) => Err(BootError::NoPvhEntry {
+            path: path.to_owned(),
+        }),
     }
 }
 
@@ -66,7 +70,7 @@ fn entry(
 /// the file; RAM below the image's usual place is the case that users meet.
 fn elf_error(
     memory: &GuestMemoryMmap,
-    path: &PathBuf,
+    path: &Path,
     size: u64,
     source: linux_loader::loader::Error,
 ) -> BootError {
@@ -78,7 +82,7 @@ fn elf_error(
         return too_little_memory(memory, needed);
     }
     BootError::NotElf {
-        path: path.clone(),
+        path: path.to_owned(),
         source,
     }
 }
@@ -98,7 +102,7 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(bytes).unwrap();
         let memory = crate::memory::allocate(32).unwrap();
-        match load(&memory, &file.path().to_owned(), BootProtocol::Linux64) {
+        match load(&memory, file.path(), BootProtocol::Linux64) {
             Ok(_) => panic!("loaded"),
             Err(e) => e.to_string(),
         }

@@ -10,12 +10,12 @@ mod pvh;
 
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, ReadVolatile};
 
-pub use cmdline::{CmdlineError, MmioDevice};
 pub(crate) use cmdline::build as build_cmdline;
+pub use cmdline::{CmdlineError, MmioDevice};
 
 use crate::memory::{layout, low_ram_end};
 use crate::spec::BootProtocol;
@@ -87,9 +87,9 @@ pub struct Entry {
 /// What to load.
 pub struct BootImages<'a> {
     /// The vmlinux.
-    pub kernel: &'a PathBuf,
+    pub kernel: &'a Path,
     /// The initramfs, if any.
-    pub initramfs: Option<&'a PathBuf>,
+    pub initramfs: Option<&'a Path>,
     /// The whole command line.
     pub cmdline: &'a str,
     /// How to enter.
@@ -126,12 +126,12 @@ pub fn load(memory: &GuestMemoryMmap, images: &BootImages) -> Result<Entry, Boot
 /// Puts the initramfs at the top of low RAM, page-aligned, behind the kernel.
 fn load_initramfs(
     memory: &GuestMemoryMmap,
-    path: &PathBuf,
+    path: &Path,
     kernel_end: u64,
 ) -> Result<Initramfs, BootError> {
     const PAGE: u64 = 4096;
     let read_error = |source| BootError::Read {
-        path: path.clone(),
+        path: path.to_owned(),
         source,
     };
     let mut file = File::open(path).map_err(read_error)?;
@@ -195,7 +195,7 @@ mod tests {
     fn initramfs_goes_to_the_top_of_ram() {
         let memory = crate::memory::allocate(32).unwrap();
         let file = initramfs(5000);
-        let at = load_initramfs(&memory, &file.path().to_owned(), 0x20_0000).unwrap();
+        let at = load_initramfs(&memory, file.path(), 0x20_0000).unwrap();
         assert_eq!(
             at,
             Initramfs {
@@ -215,7 +215,7 @@ mod tests {
     fn initramfs_that_meets_the_kernel_is_refused() {
         let memory = crate::memory::allocate(32).unwrap();
         let file = initramfs(3 << 20);
-        let error = load_initramfs(&memory, &file.path().to_owned(), 30 << 20).unwrap_err();
+        let error = load_initramfs(&memory, file.path(), 30 << 20).unwrap_err();
         assert_eq!(
             error.to_string(),
             "32 MiB of memory are too little: kernel and initramfs need 33"

@@ -76,7 +76,12 @@ mod tests {
     use super::*;
 
     fn adjusted(function: u32, index: u32, id: u8, count: u8) -> kvm_cpuid_entry2 {
-        let mut entry = kvm_cpuid_entry2 { function, index, ebx: 0x0008_0800, ..Default::default() };
+        let mut entry = kvm_cpuid_entry2 {
+            function,
+            index,
+            ebx: 0x0008_0800,
+            ..Default::default()
+        };
         adjust(&mut entry, id, count);
         entry
     }
@@ -92,7 +97,10 @@ mod tests {
     #[test]
     fn topology_is_one_socket() {
         let cores = adjusted(TOPOLOGY, 1, 2, 3);
-        assert_eq!((cores.eax, cores.ebx, cores.ecx, cores.edx), (2, 3, 0x201, 2));
+        assert_eq!(
+            (cores.eax, cores.ebx, cores.ecx, cores.edx),
+            (2, 3, 0x201, 2)
+        );
         let threads = adjusted(TOPOLOGY, 0, 2, 3);
         assert_eq!((threads.eax, threads.ebx, threads.ecx), (0, 1, 0x100));
     }

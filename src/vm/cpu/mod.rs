@@ -15,7 +15,12 @@ pub use run::{Kicker, VcpuContext, VcpuThread, install_kick_handler};
 
 /// Makes `count` vCPUs, the first at `entry`, the others waiting for a start-up
 /// interrupt as the hardware does.
-pub fn create(vm: &Vm, count: u8, entry: Entry, memory: &vm_memory::GuestMemoryMmap) -> Result<Vec<VcpuFd>, CpuError> {
+pub fn create(
+    vm: &Vm,
+    count: u8,
+    entry: Entry,
+    memory: &vm_memory::GuestMemoryMmap,
+) -> Result<Vec<VcpuFd>, CpuError> {
     let host_cpuid = vm
         .kvm
         .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)

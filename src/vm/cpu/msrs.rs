@@ -16,7 +16,11 @@ const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
 const TSC: u32 = 0x10;
 
 pub fn set(vcpu: &VcpuFd) -> Result<(), CpuError> {
-    let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
+    let entry = |index, data| kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    };
     let entries = [
         entry(TSC, 0),
         entry(MISC_ENABLE, FAST_STRING),
@@ -27,7 +31,9 @@ pub fn set(vcpu: &VcpuFd) -> Result<(), CpuError> {
         .set_msrs(&msrs)
         .map_err(failed("set model-specific registers"))?;
     match entries.get(taken) {
-        Some(refused) => Err(CpuError::Msr { index: refused.index }),
+        Some(refused) => Err(CpuError::Msr {
+            index: refused.index,
+        }),
         None => Ok(()),
     }
 }

@@ -34,9 +34,7 @@ const LARGE_PAGE: u64 = 1 << 7;
 const LARGE_PAGE_BYTES: u64 = 2 << 20;
 
 pub fn set(vcpu: &VcpuFd, entry: Entry, memory: &GuestMemoryMmap) -> Result<(), CpuError> {
-    let mut sregs = vcpu
-        .get_sregs()
-        .map_err(failed("read special registers"))?;
+    let mut sregs = vcpu.get_sregs().map_err(failed("read special registers"))?;
     let long_mode = entry.protocol == BootProtocol::Linux64;
     if long_mode {
         write_page_tables(memory).map_err(CpuError::Tables)?;
@@ -79,7 +77,7 @@ fn write_page_tables(memory: &GuestMemoryMmap) -> Result<(), vm_memory::GuestMem
     memory.write_obj(layout::PDPT | PRESENT_WRITABLE, GuestAddress(layout::PML4))?;
     memory.write_obj(layout::PD | PRESENT_WRITABLE, GuestAddress(layout::PDPT))?;
     let pages: Vec<u8> = (0..512)
-        .flat_map(|i| (i * LARGE_PAGE_BYTES | PRESENT_WRITABLE | LARGE_PAGE).to_le_bytes())
+        .flat_map(|i| ((i * LARGE_PAGE_BYTES) | PRESENT_WRITABLE | LARGE_PAGE).to_le_bytes())
         .collect();
     memory.write_slice(&pages, GuestAddress(layout::PD))
 }
@@ -90,7 +88,10 @@ fn set_segments(sregs: &mut kvm_sregs, long_mode: bool) {
         db: u8::from(!long_mode),
         ..segment(CODE_SELECTOR, CODE_EXECUTE_READ)
     };
-    let data = kvm_segment { db: 1, ..segment(DATA_SELECTOR, DATA_READ_WRITE) };
+    let data = kvm_segment {
+        db: 1,
+        ..segment(DATA_SELECTOR, DATA_READ_WRITE)
+    };
     sregs.cs = code;
     sregs.ds = data;
     sregs.es = data;
@@ -123,7 +124,13 @@ fn write_gdt(
     memory: &GuestMemoryMmap,
     sregs: &mut kvm_sregs,
 ) -> Result<(), vm_memory::GuestMemoryError> {
-    let table = [0, 0, descriptor(&sregs.cs), descriptor(&sregs.ds), descriptor(&sregs.tr)];
+    let table = [
+        0,
+        0,
+        descriptor(&sregs.cs),
+        descriptor(&sregs.ds),
+        descriptor(&sregs.tr),
+    ];
     for (i, entry) in table.iter().enumerate() {
         memory.write_obj(*entry, GuestAddress(layout::GDT + 8 * i as u64))?;
     }
@@ -136,7 +143,11 @@ fn write_gdt(
 
 /// Segment descriptor, Intel SDM vol. 3A figure 3-8; base is 0.
 fn descriptor(segment: &kvm_segment) -> u64 {
-    let limit = if segment.g == 1 { segment.limit >> 12 } else { segment.limit };
+    let limit = if segment.g == 1 {
+        segment.limit >> 12
+    } else {
+        segment.limit
+    };
     let access = segment.type_ | segment.s << 4 | segment.present << 7;
     let flags = segment.l << 1 | segment.db << 2 | segment.g << 3;
     u64::from(limit & 0xffff)
@@ -162,7 +173,12 @@ mod tests {
 
     #[test]
     fn boot_information_goes_where_the_protocol_says() {
-        let regs = |protocol| general(Entry { address: 0x100_0000, protocol });
+        let regs = |protocol| {
+            general(Entry {
+                address: 0x100_0000,
+                protocol,
+            })
+        };
         assert_eq!(regs(BootProtocol::Linux64).rsi, layout::BOOT_INFO);
         assert_eq!(regs(BootProtocol::Pvh).rbx, layout::BOOT_INFO);
         assert_eq!(regs(BootProtocol::Pvh).rip, 0x100_0000);
@@ -173,6 +189,6 @@ mod tests {
         let memory = crate::memory::allocate(16).unwrap();
         write_page_tables(&memory).unwrap();
         let last: u64 = memory.read_obj(GuestAddress(layout::PD + 511 * 8)).unwrap();
-        assert_eq!(last, 511 * LARGE_PAGE_BYTES | 0x83);
+        assert_eq!(last, (511 * LARGE_PAGE_BYTES) | 0x83);
     }
 }

@@ -8,14 +8,14 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::{Builder, JoinHandle};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::CpuError;
 use crate::bus::Bus;
 use crate::emulate;
 use crate::ending::{Ending, Outcome};
-use crate::profile::Profile;
+use crate::profile::{self, Profile};
 
 /// What every vCPU of a machine shares.
 #[derive(Clone)]
@@ -77,7 +77,10 @@ impl VcpuThread {
                 vcpu
             })
             .map_err(CpuError::Thread)?;
-        Ok(Self { handle, immediate_exit })
+        Ok(Self {
+            handle,
+            immediate_exit,
+        })
     }
 
     /// For samples: a kick that may be lost.
@@ -140,13 +143,31 @@ fn run_once(vcpu: &mut VcpuFd, context: &VcpuContext) -> Result<(), Ending> {
 fn complete(vcpu: &mut VcpuFd, context: &VcpuContext) -> Result<(), Ending> {
     emulate::complete(vcpu, &context.memory)
         .map(drop)
-        .map_err(|e| Ending::Emulation(e.to_string()))
+        .map_err(|e| Ending::Emulation(chain(&e)))
 }
 
-fn sample(vcpu: &mut VcpuFd, context: &VcpuContext) {
-    if let Some(profile) = &context.profile
-        && let Ok(regs) = vcpu.get_regs()
-    {
-        profile.hit(regs.rip);
+fn sample(vcpu: &VcpuFd, context: &VcpuContext) {
+    let Some(profile) = &context.profile else {
+        return;
+    };
+    if let Ok(regs) = vcpu.get_regs() {
+        let read = |address| read_virtual(vcpu, context, address);
+        profile.hit(profile::stack(regs.rip, regs.rbp, read));
     }
+}
+
+/// The 8 bytes at a guest-virtual address, where they are aligned and mapped.
+fn read_virtual(vcpu: &VcpuFd, context: &VcpuContext, address: u64) -> Option<u64> {
+    let translation = vcpu.translate_gva(address).ok()?;
+    let mapped = translation.valid != 0 && address.is_multiple_of(8);
+    let physical = GuestAddress(translation.physical_address);
+    mapped.then(|| context.memory.read_obj(physical).ok())?
+}
+
+/// An error and its sources on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |e| e.source())
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
 }
