@@ -55,8 +55,9 @@ impl Console {
             return Ok(());
         };
         let sink = &mut self.sink;
-        let drained = drain(queue, &active.memory, |chain| {
-            sink.take(chain);
+        let memory = &active.memory;
+        let drained = drain(queue, memory, |chain| {
+            sink.take(memory, chain);
             0
         })
         .map_err(|source| DeviceError::Queue {
@@ -92,8 +93,7 @@ impl Sink {
         }
     }
 
-    fn take(&mut self, chain: DescriptorChain<&GuestMemoryMmap>) {
-        let memory = chain.memory().clone();
+    fn take(&mut self, memory: &GuestMemoryMmap, chain: DescriptorChain<&GuestMemoryMmap>) {
         let mut left = CHAIN_MAX;
         for descriptor in chain.take(SEGMENTS_MAX).filter(|d| !d.is_write_only()) {
             let len = descriptor.len() as usize;

@@ -217,6 +217,20 @@ impl MmioTransport {
         }
     }
 
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        if let Ok(offset) = usize::try_from(offset) {
+            lock(&self.worker).read_config(offset, data);
+        }
+    }
+
+    fn write_config(&self, offset: u64, data: &[u8]) {
+        let status = lock(&self.registers).status;
+        let driven = status & DRIVER != 0 && status & FAILED == 0;
+        if let (true, Ok(offset)) = (driven, usize::try_from(offset)) {
+            lock(&self.worker).write_config(offset, data);
+        }
+    }
+
     fn status(&self, registers: &Registers) -> u32 {
         let broken = self.interrupt.needs_reset();
         registers.status | if broken { NEEDS_RESET } else { 0 }
@@ -380,9 +394,7 @@ impl BusDevice for MmioTransport {
     fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         if let Some(offset) = offset.checked_sub(CONFIG_OFFSET) {
-            if let Ok(offset) = usize::try_from(offset) {
-                lock(&self.worker).read_config(offset, data);
-            }
+            self.read_config(offset, data);
             return;
         }
         if let Ok(register) = <&mut [u8; 4]>::try_from(data) {
@@ -392,12 +404,7 @@ impl BusDevice for MmioTransport {
 
     fn write(&self, offset: u64, data: &[u8]) {
         if let Some(offset) = offset.checked_sub(CONFIG_OFFSET) {
-            let status = lock(&self.registers).status;
-            if status & DRIVER != 0 && status & FAILED == 0 {
-                if let Ok(offset) = usize::try_from(offset) {
-                    lock(&self.worker).write_config(offset, data);
-                }
-            }
+            self.write_config(offset, data);
             return;
         }
         if let Ok(value) = <[u8; 4]>::try_from(data) {

@@ -46,7 +46,7 @@ impl Rng {
         let memory = &active.memory;
         let mut host_error = None;
         let drained = drain(queue, memory, |chain| {
-            fill(chain).unwrap_or_else(|error| {
+            fill(memory, chain).unwrap_or_else(|error| {
                 host_error = Some(error);
                 0
             })
@@ -70,8 +70,10 @@ impl Rng {
 
 /// Fills a chain's buffers; returns how many bytes. Stops at a buffer that is not
 /// in RAM.
-fn fill(chain: DescriptorChain<&GuestMemoryMmap>) -> rustix::io::Result<u32> {
-    let memory = chain.memory().clone();
+fn fill(
+    memory: &GuestMemoryMmap,
+    chain: DescriptorChain<&GuestMemoryMmap>,
+) -> rustix::io::Result<u32> {
     let mut written = 0;
     let mut chunk = [0; CHUNK];
     for descriptor in chain.take(SEGMENTS_MAX).filter(|d| d.is_write_only()) {

@@ -79,6 +79,11 @@ impl GuestQueue {
         queue
     }
 
+    /// The head of the chain that comes next.
+    pub fn next_head(&self) -> u16 {
+        self.next_desc % self.size
+    }
+
     /// Makes a chain available; returns its head.
     pub fn add(&mut self, chain: &[Buffer]) -> u16 {
         let head = self.next_desc % self.size;

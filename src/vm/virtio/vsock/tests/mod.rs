@@ -1,0 +1,6 @@
+//! The device through the eyes of a guest's driver, and of the host's end of its
+//! streams.
+
+mod guest;
+mod hostile;
+mod streams;
