@@ -30,9 +30,11 @@ use vm_memory::GuestMemory;
 
 use cpu::Cpu;
 use instruction::{Effect, Instruction, Stop};
+use vcpu::Vcpu;
 use xsave::XsaveLayout;
 
 pub use cpu::Exception;
+pub use vcpu::share_registers;
 
 /// `KVM_INTERNAL_ERROR_EMULATION` of linux/kvm.h.
 const SUBERROR_EMULATION: u32 = 1;
@@ -100,8 +102,9 @@ pub enum EmulateError {
 /// `KVM_EXIT_INTERNAL_ERROR`. On success the vCPU can be entered again; on
 /// failure its state is as KVM left it.
 pub fn complete<M: GuestMemory>(vcpu: &mut VcpuFd, memory: &M) -> Result<Completed, EmulateError> {
-    match vcpu::suberror(vcpu) {
-        SUBERROR_EMULATION => complete_on(vcpu, memory, XsaveLayout::host()),
+    let mut vcpu = Vcpu::new(vcpu);
+    match vcpu.suberror() {
+        SUBERROR_EMULATION => complete_on(&mut vcpu, memory, XsaveLayout::host()),
         other => Err(EmulateError::NotEmulation(other)),
     }
 }

@@ -6,8 +6,9 @@ use kvm_ioctls::{Kvm, VcpuExit};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::*;
-use crate::emulate::complete;
+use crate::emulate::vcpu::Vcpu;
 use crate::emulate::xsave::FpuState;
+use crate::emulate::{complete, share_registers};
 use crate::probe::bare::BareGuest;
 
 const GDT: u64 = 0x5000;
@@ -28,6 +29,36 @@ const HLT: u8 = 0xf4;
 const XSAVE64: [u8; 4] = [0x48, 0x0f, 0xae, 0x27];
 const XRSTOR64: [u8; 4] = [0x48, 0x0f, 0xae, 0x2f];
 
+/// How the completions get at the vCPU's registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Registers {
+    Requested,
+    Shared,
+}
+
+/// Each test, with both ways to the registers.
+macro_rules! tests {
+    ($($name:ident)*) => {
+        mod requested {
+            $(#[test] fn $name() { super::$name(super::Registers::Requested) })*
+        }
+        mod shared {
+            $(#[test] fn $name() { super::$name(super::Registers::Shared) })*
+        }
+    };
+}
+
+tests! {
+    wait_goes_on_behind_it
+    breakpoint_and_undefined_instruction_reach_their_handlers
+    popcnt_gives_its_result
+    registers_survive_xsave_and_xrstor
+    xrstor_initialises_what_the_area_does_not_hold
+    ring_3_finds_the_registers_that_ring_0_restored
+    a_page_fault_tells_the_guest_what_to_repair
+    a_misaligned_area_is_a_general_protection_fault
+}
+
 /// A guest with descriptor tables and handlers, stopped at [`CODE`].
 struct Guest {
     bare: BareGuest,
@@ -45,7 +76,7 @@ enum Halt {
 }
 
 impl Guest {
-    fn new(code: &[u8]) -> Self {
+    fn new(registers: Registers, code: &[u8]) -> Self {
         let memory = identity();
         let kvm = Kvm::new().expect("open /dev/kvm");
         let mut guest = Self {
@@ -85,6 +116,9 @@ impl Guest {
             ..Default::default()
         };
         vcpu.set_xcrs(&xcrs).unwrap();
+        if registers == Registers::Shared {
+            share_registers(&kvm, &mut guest.bare.vcpu);
+        }
         guest.code(CODE, code);
         guest.bare.start(CODE, STACK).unwrap();
         guest.regs(|regs| regs.rdi = DATA);
@@ -170,7 +204,9 @@ impl Guest {
         state
             .restore(area, 7, 7, crate::emulate::xsave::Pointers::Wide)
             .unwrap();
-        Cpu::set_fpu_state(&mut self.bare.vcpu, &state.into_bytes()).unwrap();
+        Vcpu::new(&mut self.bare.vcpu)
+            .set_fpu_state(&state.into_bytes())
+            .unwrap();
     }
 }
 
@@ -194,7 +230,7 @@ fn area(seed: u8) -> Vec<u8> {
 }
 
 /// The parts of an area that hold registers, without MXCSR_MASK and pointers.
-fn registers(area: &[u8]) -> Vec<&[u8]> {
+fn contents(area: &[u8]) -> Vec<&[u8]> {
     vec![
         &area[..6],
         &area[24..28],
@@ -204,35 +240,34 @@ fn registers(area: &[u8]) -> Vec<&[u8]> {
     ]
 }
 
-#[test]
-fn wait_goes_on_behind_it() {
-    assert_eq!(Guest::new(&[0x9b, HLT]).run(), Halt::Code(CODE + 2));
+fn wait_goes_on_behind_it(registers: Registers) {
+    assert_eq!(
+        Guest::new(registers, &[0x9b, HLT]).run(),
+        Halt::Code(CODE + 2)
+    );
 }
 
-#[test]
-fn breakpoint_and_undefined_instruction_reach_their_handlers() {
+fn breakpoint_and_undefined_instruction_reach_their_handlers(registers: Registers) {
     assert_eq!(
-        Guest::new(&[0xcc, HLT]).run(),
+        Guest::new(registers, &[0xcc, HLT]).run(),
         Halt::Handler(3, 0, CODE + 1)
     );
     assert_eq!(
-        Guest::new(&[0x0f, 0x0b, HLT]).run(),
+        Guest::new(registers, &[0x0f, 0x0b, HLT]).run(),
         Halt::Handler(6, 0, CODE)
     );
 }
 
-#[test]
-fn popcnt_gives_its_result() {
-    let mut guest = Guest::new(&[0xf3, 0x48, 0x0f, 0xb8, 0xc3, HLT]);
+fn popcnt_gives_its_result(registers: Registers) {
+    let mut guest = Guest::new(registers, &[0xf3, 0x48, 0x0f, 0xb8, 0xc3, HLT]);
     guest.regs(|regs| regs.rbx = 0x8000_0000_0000_0013);
     assert_eq!(guest.run(), Halt::Code(CODE + 6));
     assert_eq!(guest.bare.vcpu.get_regs().unwrap().rax, 4);
 }
 
-#[test]
-fn registers_survive_xsave_and_xrstor() {
+fn registers_survive_xsave_and_xrstor(registers: Registers) {
     let code = [&XSAVE64[..], &[HLT], &XRSTOR64, &[HLT], &XSAVE64, &[HLT]].concat();
-    let mut guest = Guest::new(&code);
+    let mut guest = Guest::new(registers, &code);
     // Across a page, and the second page lies elsewhere.
     let linear = DATA + 0x1000 - 640;
     map(&guest.memory, DATA + 0x1000, (DATA + 0x3000) | P | RW);
@@ -241,18 +276,17 @@ fn registers_survive_xsave_and_xrstor() {
     assert_eq!(guest.run(), Halt::Code(CODE + 5));
     let mut saved = bytes(&guest.memory, linear, 640);
     saved.extend(bytes(&guest.memory, DATA + 0x3000, 192));
-    assert_eq!(registers(&saved), registers(&area(0x21)));
+    assert_eq!(contents(&saved), contents(&area(0x21)));
     guest.load(&area(0x84));
     assert_eq!(guest.run(), Halt::Code(CODE + 10));
     guest.regs(|regs| regs.rdi = DATA + 0x4000);
     assert_eq!(guest.run(), Halt::Code(CODE + 15));
     let again = bytes(&guest.memory, DATA + 0x4000, 832);
-    assert_eq!(registers(&again), registers(&area(0x21)));
+    assert_eq!(contents(&again), contents(&area(0x21)));
 }
 
-#[test]
-fn xrstor_initialises_what_the_area_does_not_hold() {
-    let mut guest = Guest::new(&[&XRSTOR64[..], &XSAVE64, &[HLT]].concat());
+fn xrstor_initialises_what_the_area_does_not_hold(registers: Registers) {
+    let mut guest = Guest::new(registers, &[&XRSTOR64[..], &XSAVE64, &[HLT]].concat());
     let mut held = area(0x21);
     held[512] = 2;
     guest.code(DATA, &held);
@@ -266,10 +300,9 @@ fn xrstor_initialises_what_the_area_does_not_hold() {
     assert_eq!(saved[32..160], [0; 128]);
 }
 
-#[test]
-fn ring_3_finds_the_registers_that_ring_0_restored() {
+fn ring_3_finds_the_registers_that_ring_0_restored(registers: Registers) {
     let ring0 = [&XRSTOR64[..], &[0x48, 0xcf]].concat(); // iretq
-    let mut guest = Guest::new(&ring0);
+    let mut guest = Guest::new(registers, &ring0);
     let ring3 = [
         &[0xc5, 0xfe, 0x7f, 0x06][..],   // vmovdqu [rsi], ymm0
         &[0xc5, 0x7e, 0x7f, 0x7e, 0x20], // vmovdqu [rsi + 32], ymm15
@@ -311,9 +344,8 @@ fn ring_3_finds_the_registers_that_ring_0_restored() {
     assert_eq!(bytes(&guest.memory, DATA + 400, 16), held[400..416]);
 }
 
-#[test]
-fn a_page_fault_tells_the_guest_what_to_repair() {
-    let mut guest = Guest::new(&[&XSAVE64[..], &[HLT]].concat());
+fn a_page_fault_tells_the_guest_what_to_repair(registers: Registers) {
+    let mut guest = Guest::new(registers, &[&XSAVE64[..], &[HLT]].concat());
     let linear = DATA + 0x1000 - 64;
     guest.regs(|regs| regs.rdi = linear);
     for (entry, error) in [(0, 2), ((DATA + 0x1000) | P, 3)] {
@@ -331,12 +363,11 @@ fn a_page_fault_tells_the_guest_what_to_repair() {
     guest.regs(|regs| regs.rip = CODE);
     assert_eq!(guest.run(), Halt::Code(CODE + 5));
     let saved = bytes(&guest.memory, linear, 832);
-    assert_eq!(registers(&saved), registers(&area(0x21)));
+    assert_eq!(contents(&saved), contents(&area(0x21)));
 }
 
-#[test]
-fn a_misaligned_area_is_a_general_protection_fault() {
-    let mut guest = Guest::new(&XRSTOR64);
+fn a_misaligned_area_is_a_general_protection_fault(registers: Registers) {
+    let mut guest = Guest::new(registers, &XRSTOR64);
     guest.regs(|regs| regs.rdi += 8);
     assert_eq!(guest.run(), Halt::Handler(13, 0, CODE));
 }
