@@ -1,0 +1,175 @@
+//! The container's first process, from clone3 to execve: carries out the steps
+//! in order, reports, waits for the start, and becomes the program.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Gid, Mode, Uid};
+use rustix::io::Errno;
+use rustix::process::{ioctl_tiocsctty, setsid, umask};
+use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
+use vmrun_protocol::message::{Failure, Report, Stream};
+use vmrun_protocol::plan::{ContainerPlan, namespace};
+
+use crate::failure::{Named, quoted};
+use crate::root_fs::RootFs;
+use crate::steps::Step;
+use crate::terminal::Terminal;
+use crate::users::{self, Ids};
+use crate::{credentials, handshake, program, sys};
+
+/// The container's ends of the pipes; none with a terminal.
+pub type Pipes = Vec<(Stream, OwnedFd)>;
+
+/// Becomes the container's program, or reports why not and ends. `handshake` is
+/// this process's end.
+///
+/// Nothing here is dropped on the way: all descriptors are closed at once, and
+/// execve or the end of the process takes the rest.
+pub fn run(plan: &ContainerPlan, steps: &[Step<'_>], handshake: &OwnedFd, pipes: &Pipes) -> ! {
+    let handshake = handshake.as_fd();
+    // Modes of nodes and folders are given in full.
+    umask(Mode::empty());
+    let failure = match set_up(plan, steps, handshake, pipes) {
+        Ok(()) => match handshake::await_go(handshake) {
+            Ok(true) => program::run(&plan.process),
+            // The agent is gone, and so is the machine.
+            _ => sys::exit_now(1),
+        },
+        Err(failure) => failure,
+    };
+    let _ = handshake::tell(handshake, &Report::Failed(failure), &[]);
+    sys::exit_now(1)
+}
+
+/// Everything up to the point where only the program is left to run.
+fn set_up(
+    plan: &ContainerPlan,
+    steps: &[Step<'_>],
+    handshake: BorrowedFd<'_>,
+    pipes: &Pipes,
+) -> Result<(), Failure> {
+    if plan.namespaces & namespace::USER != 0 {
+        let mapped = handshake::await_go(handshake).named(|| "user namespace")?;
+        if !mapped {
+            sys::exit_now(1);
+        }
+    }
+    let mut child = Child {
+        pipes,
+        root_fs: RootFs::new()?,
+        terminal: None,
+        ids: Ids::default(),
+    };
+    for step in steps {
+        child.carry_out(step)?;
+    }
+    sys::restore_signals().named(|| "signals")?;
+    let terminal = child.terminal.as_ref();
+    let handles = terminal.map(|t| [t.master.as_fd(), t.slave.as_fd()]);
+    let handles = handles.as_ref().map_or(&[][..], |both| both);
+    handshake::tell(handshake, &Report::Created, handles).named(|| "report to the agent")?;
+    std::mem::forget(child);
+    sys::close_all_but(handshake).named(|| "close descriptors")
+}
+
+/// The process while it sets itself up.
+struct Child<'p> {
+    pipes: &'p Pipes,
+    root_fs: RootFs,
+    terminal: Option<Terminal>,
+    ids: Ids,
+}
+
+impl Child<'_> {
+    fn carry_out(&mut self, step: &Step<'_>) -> Result<(), Failure> {
+        let root_fs = &mut self.root_fs;
+        match step {
+            Step::Hostname(name) => {
+                rustix::system::sethostname(name).named(|| format!("hostname {}", quoted(name)))
+            }
+            Step::Domainname(name) => {
+                rustix::system::setdomainname(name).named(|| format!("domainname {}", quoted(name)))
+            }
+            Step::Loopback => sys::loopback_up().named(|| "loopback interface"),
+            Step::CgroupNamespace => sys::new_cgroup_namespace().named(|| "cgroup namespace"),
+            Step::Root => root_fs.bind_root(),
+            Step::Mount(mount) => root_fs.mount(mount),
+            Step::DeviceFolder => root_fs.mount_device_folder(),
+            Step::Device { node, bind } => root_fs.device(node, bind.as_deref()),
+            Step::Link { path, target } => root_fs.link(path, target),
+            Step::Terminal(size) => {
+                self.terminal = Some(Terminal::open(root_fs.root()?, *size)?);
+                Ok(())
+            }
+            Step::Console => match &self.terminal {
+                Some(terminal) => terminal.bind_console(root_fs.root()?),
+                None => Ok(()),
+            },
+            Step::Sysctl { file, value } => root_fs.sysctl(file, value),
+            Step::OomScoreAdj(value) => root_fs.oom_score_adj(*value),
+            Step::Mask(path) => root_fs.mask(path),
+            Step::ReadonlyPath(path) => root_fs.make_path_readonly(path),
+            Step::EnterRoot => root_fs.enter(),
+            Step::RootPropagation(flags) => root_fs.propagate(*flags),
+            Step::WorkingFolder(path) => root_fs.enter_working_folder(path),
+            Step::RootReadonly => root_fs.make_readonly(),
+            Step::Session => self.new_session(),
+            Step::FindUser(user) => {
+                self.ids = users::find(root_fs.root()?, user)?;
+                umask(Mode::from_raw_mode(user.umask.unwrap_or(0o022) & 0o777));
+                Ok(())
+            }
+            Step::StandardStreams => self.standard_streams(),
+            Step::Limit(limit) => sys::set_rlimit(limit.resource, limit.soft, limit.hard)
+                .named(|| format!("rlimit {}", limit.resource)),
+            Step::BoundingSet(kept) => credentials::bound(*kept),
+            Step::BecomeUser => credentials::become_user(&self.ids),
+            Step::Capabilities(sets) => credentials::set_capabilities(sets),
+            Step::NoNewPrivileges => {
+                rustix::thread::set_no_new_privs(true).named(|| "no new privileges")
+            }
+        }
+    }
+
+    fn new_session(&self) -> Result<(), Failure> {
+        setsid().named(|| "session")?;
+        match &self.terminal {
+            Some(terminal) => ioctl_tiocsctty(&terminal.slave).named(|| "controlling terminal"),
+            None => Ok(()),
+        }
+    }
+
+    fn standard_streams(&self) -> Result<(), Failure> {
+        let what = || "standard streams";
+        if let Some(terminal) = &self.terminal {
+            self.give_to_user(terminal.slave.as_fd()).named(what)?;
+            dup2_stdin(&terminal.slave).named(what)?;
+            dup2_stdout(&terminal.slave).named(what)?;
+            return dup2_stderr(&terminal.slave).named(what);
+        }
+        for (stream, pipe) in self.pipes {
+            self.give_to_user(pipe.as_fd()).named(what)?;
+            match stream {
+                Stream::Stdin => dup2_stdin(pipe),
+                Stream::Stdout => dup2_stdout(pipe),
+                Stream::Stderr => dup2_stderr(pipe),
+                Stream::Terminal => Err(Errno::INVAL),
+            }
+            .named(what)?;
+        }
+        Ok(())
+    }
+
+    /// Lets the user open /dev/stdout and kin again, and own the terminal.
+    fn give_to_user(&self, stream: BorrowedFd<'_>) -> rustix::io::Result<()> {
+        if self.ids.uid == 0 {
+            return Ok(());
+        }
+        let owner = Some(Uid::from_raw(self.ids.uid));
+        match rustix::fs::fchown(stream, owner, None::<Gid>) {
+            // A user namespace that does not own the pipe's file system.
+            Err(Errno::PERM | Errno::INVAL) => Ok(()),
+            other => other,
+        }
+    }
+}

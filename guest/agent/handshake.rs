@@ -1,0 +1,105 @@
+//! What the agent and the container's first process say to each other while the
+//! container is made: one message each way per stage, over a socket pair that
+//! execve closes.
+//!
+//! Process: `Created` or `Failed`. Agent: go. Then end of file when the program
+//! runs, or `Failed`.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::cmsg_space;
+use rustix::io::{Errno, Result, retry_on_intr};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, recvmsg, send, sendmsg,
+    socketpair,
+};
+use vmrun_protocol::frame;
+use vmrun_protocol::message::Report;
+
+/// Longest message: a failure's text and numbers.
+const MAX_BYTES: usize = 8 << 10;
+
+/// Both ends.
+pub fn pair() -> Result<(OwnedFd, OwnedFd)> {
+    let flags = SocketFlags::CLOEXEC;
+    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+}
+
+/// The process tells how it went; `handles` go along (the terminal).
+pub fn tell(socket: BorrowedFd<'_>, report: &Report, handles: &[BorrowedFd<'_>]) -> Result<()> {
+    let mut message = Vec::new();
+    frame::write(&mut message, report, MAX_BYTES).map_err(|_| Errno::MSGSIZE)?;
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(2))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !handles.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(handles));
+    }
+    let parts = [IoSlice::new(&message)];
+    retry_on_intr(|| sendmsg(socket, &parts, &mut control, SendFlags::NOSIGNAL)).map(drop)
+}
+
+/// The agent hears how it went. None when the process has closed its end.
+pub fn hear(socket: BorrowedFd<'_>) -> Result<Option<(Report, Vec<OwnedFd>)>> {
+    let mut message = vec![0; MAX_BYTES];
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(2))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [IoSliceMut::new(&mut message)];
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let received = retry_on_intr(|| recvmsg(socket, &mut parts, &mut control, flags))?;
+    let mut handles = Vec::new();
+    for part in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = part {
+            handles.extend(fds);
+        }
+    }
+    let message = message.get(..received.bytes).unwrap_or_default();
+    if message.is_empty() {
+        return Ok(None);
+    }
+    let report = frame::read(&mut &*message, MAX_BYTES).map_err(|_| Errno::BADMSG)?;
+    Ok(Some((report, handles)))
+}
+
+/// The agent lets the process go on.
+pub fn go(socket: BorrowedFd<'_>) -> Result<()> {
+    send(socket, b"g", SendFlags::NOSIGNAL).map(drop)
+}
+
+/// The process waits for [`go`]. False when the agent is gone.
+pub fn await_go(socket: BorrowedFd<'_>) -> Result<bool> {
+    let mut byte = [0];
+    let received = retry_on_intr(|| recv(socket, &mut byte, RecvFlags::empty()))?;
+    Ok(received.0 == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::setup;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_failure_of_full_length_comes_through() {
+        let (agent, process) = pair().unwrap();
+        let report = Report::Failed(setup("x".repeat(9000), Errno::NOENT));
+        tell(process.as_fd(), &report, &[]).unwrap();
+        let (heard, handles) = hear(agent.as_fd()).unwrap().unwrap();
+        assert_eq!((heard, handles.len()), (report, 0));
+    }
+
+    #[test]
+    fn handles_come_along_and_the_end_is_seen() {
+        let (agent, process) = pair().unwrap();
+        let handles = [process.as_fd(), agent.as_fd()];
+        tell(process.as_fd(), &Report::Created, &handles).unwrap();
+        let (heard, handles) = hear(agent.as_fd()).unwrap().unwrap();
+        assert_eq!((heard, handles.len()), (Report::Created, 2));
+        go(agent.as_fd()).unwrap();
+        assert!(await_go(process.as_fd()).unwrap());
+        drop((handles, process));
+        assert!(hear(agent.as_fd()).unwrap().is_none());
+    }
+}

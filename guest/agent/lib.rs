@@ -1,0 +1,32 @@
+//! PID 1 of the guest: runs the container that the host asks for.
+//!
+//! One thread, one poll loop, one fork per container. Where ring 0 is emulated
+//! each system call costs hundreds of microseconds, so file systems are mounted
+//! through descriptors that are resolved once, nothing is mounted that is not
+//! needed, and the container's first process is cloned straight into all of its
+//! namespaces.
+//!
+//! Path of a container: [`serve`] takes the request, [`container`] makes cgroup,
+//! pipes and process, [`steps`] (pure) says what the process ([`child`]) does to
+//! itself, [`program`] runs what was asked for; [`streams`] carries its bytes.
+
+pub mod boot;
+mod cgroup;
+mod child;
+pub mod container;
+mod credentials;
+mod device_filter;
+mod failure;
+mod handshake;
+mod inside;
+mod mounts;
+mod program;
+mod relay;
+mod root_fs;
+pub mod serve;
+pub mod steps;
+mod streams;
+pub mod sys;
+mod terminal;
+mod user_namespace;
+mod users;

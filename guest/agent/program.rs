@@ -1,0 +1,123 @@
+//! Finding and running the container's program, inside the container and as its
+//! user.
+
+use std::ffi::CString;
+
+use rustix::fs::{FileType, stat};
+use rustix::io::Errno;
+use vmrun_protocol::message::{Failure, FailureKind};
+use vmrun_protocol::plan::{Bytes, ProcessPlan};
+
+use crate::failure::{failure, quoted, setup};
+use crate::sys;
+
+/// Where programs are looked for when `env` has no PATH.
+const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Runs the program: returns only when it cannot, with the reason.
+pub fn run(process: &ProcessPlan) -> Failure {
+    let Some(name) = process.args.first() else {
+        return setup("args", Errno::INVAL);
+    };
+    let (Some(args), Some(env)) = (c_strings(&process.args), c_strings(&process.env)) else {
+        return setup("args and env", Errno::INVAL);
+    };
+    let mut refused = Errno::NOENT;
+    for path in candidates(name, search_path(&process.env)) {
+        let Ok(path) = CString::new(path) else {
+            continue;
+        };
+        // A look costs less than an execve that fails.
+        if name.contains(&b'/') || is_file(&path) {
+            match sys::execve(&path, &args, &env) {
+                Errno::NOENT | Errno::NOTDIR => {}
+                // Another folder may have one that may be run.
+                Errno::ACCESS => refused = Errno::ACCESS,
+                other => return not_run(name, other),
+            }
+        }
+    }
+    not_run(name, refused)
+}
+
+fn is_file(path: &CString) -> bool {
+    let found = stat(path.as_c_str());
+    found.is_ok_and(|found| FileType::from_raw_mode(found.st_mode) != FileType::Directory)
+}
+
+fn not_run(name: &[u8], errno: Errno) -> Failure {
+    let kind = match errno {
+        Errno::NOENT => FailureKind::NotFound,
+        _ => FailureKind::NotExecutable,
+    };
+    failure(
+        kind,
+        format!("program {}", quoted(name)),
+        errno.raw_os_error(),
+    )
+}
+
+fn c_strings(strings: &[Bytes]) -> Option<Vec<CString>> {
+    let made = strings.iter().map(|bytes| CString::new(bytes.as_slice()));
+    made.collect::<Result<_, _>>().ok()
+}
+
+/// The value of PATH in `env`.
+fn search_path(env: &[Bytes]) -> &[u8] {
+    let found = env.iter().find_map(|entry| entry.strip_prefix(b"PATH="));
+    found.unwrap_or(DEFAULT_PATH)
+}
+
+/// Paths at which to try `name`, in order: itself where it has a slash, else in
+/// each folder of `search_path`, an empty one being the working folder (POSIX,
+/// Environment Variables, PATH).
+fn candidates(name: &[u8], search_path: &[u8]) -> Vec<Bytes> {
+    if name.contains(&b'/') {
+        return vec![name.to_vec()];
+    }
+    if name.is_empty() {
+        return Vec::new();
+    }
+    let folders = search_path.split(|b| *b == b':');
+    folders
+        .map(|folder| match folder {
+            b"" => [b"./", name].concat(),
+            folder => [folder, b"/", name].concat(),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tried(name: &[u8], path: &[u8]) -> Vec<String> {
+        let paths = candidates(name, path).into_iter();
+        paths.map(|p| String::from_utf8(p).unwrap()).collect()
+    }
+
+    #[test]
+    fn the_path_is_searched_in_order() {
+        assert_eq!(tried(b"sh", b"/bin:/a/b"), ["/bin/sh", "/a/b/sh"]);
+        assert_eq!(tried(b"sh", b":/bin:"), ["./sh", "/bin/sh", "./sh"]);
+        assert_eq!(tried(b"./sh", b"/bin"), ["./sh"]);
+        assert!(tried(b"", b"/bin").is_empty());
+    }
+
+    #[test]
+    fn path_comes_from_the_containers_environment() {
+        let env = [b"XPATH=/no".to_vec(), b"PATH=/yes".to_vec()];
+        assert_eq!(search_path(&env), b"/yes");
+        assert_eq!(search_path(&env[..1]), DEFAULT_PATH);
+        assert_eq!(search_path(&[b"PATH=".to_vec()]), b"");
+    }
+
+    #[test]
+    fn failures_have_the_kind_of_a_shell() {
+        assert_eq!(not_run(b"x", Errno::NOENT).kind, FailureKind::NotFound);
+        for errno in [Errno::ACCESS, Errno::NOEXEC, Errno::ISDIR, Errno::TOOBIG] {
+            assert_eq!(not_run(b"x", errno).kind, FailureKind::NotExecutable);
+        }
+        assert_eq!(not_run(b"a\"b", Errno::NOENT).what, r#"program "a\"b""#);
+    }
+}

@@ -1,0 +1,323 @@
+//! The container's file system tree, made by its first process in its own mount
+//! namespace: first below the agent's tree, through handles, then entered.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, makedev, mknodat, openat2,
+    statat, symlinkat,
+};
+use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::{fchdir, pivot_root};
+use vmrun_protocol::ROOT_EXPORT;
+use vmrun_protocol::message::Failure;
+use vmrun_protocol::plan::{DeviceKind, DeviceNode, FsType, Mount, MountSource};
+
+use crate::failure::{Named, quoted, setup};
+use crate::inside::{Root, Symlinks, Target, file_type, own_folder};
+use crate::mounts;
+
+/// Where the agent has the host's exports, below its own root.
+pub const SHARE: &str = "share";
+
+/// The tree under construction.
+pub struct RootFs {
+    /// The agent's tree, in this process's mount namespace.
+    agent: OwnedFd,
+    /// The container's root, once bound.
+    root: Option<Root>,
+    /// A procfs of the container's namespaces that nobody else has touched.
+    proc: Option<OwnedFd>,
+    /// The empty read-only tmpfs that hides folders.
+    empty: Option<OwnedFd>,
+}
+
+impl RootFs {
+    /// Nothing yet. Must be called in the new mount namespace.
+    pub fn new() -> Result<Self, Failure> {
+        Ok(Self {
+            agent: own_folder("/").named(|| "agent's root")?,
+            root: None,
+            proc: None,
+            empty: None,
+        })
+    }
+
+    /// The container's root, for looking things up in it.
+    pub fn root(&self) -> Result<&Root, Failure> {
+        let missing = || setup("root file system", Errno::NOENT);
+        self.root.as_ref().ok_or_else(missing)
+    }
+
+    /// Binds the root export over itself: pivot_root needs a mount.
+    pub fn bind_root(&mut self) -> Result<(), Failure> {
+        let path = format!("{SHARE}/{ROOT_EXPORT}");
+        let bind = || {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let target = rustix::fs::openat(&self.agent, &path, flags, Mode::empty())?;
+            let tree = mounts::clone_tree(target.as_fd(), b"", false)?;
+            mounts::attach(tree.as_fd(), target.as_fd())?;
+            Ok(tree)
+        };
+        self.root = Some(Root::new(bind().named(|| "root file system")?));
+        Ok(())
+    }
+
+    /// Makes an entry of `mounts`.
+    pub fn mount(&mut self, mount: &Mount) -> Result<(), Failure> {
+        match &mount.source {
+            MountSource::FileSystem { fs_type, label } => {
+                self.mount_file_system(mount, *fs_type, label)
+            }
+            MountSource::Export {
+                name,
+                is_dir,
+                recursive,
+            } => self.mount_export(mount, name, *is_dir, *recursive),
+        }
+    }
+
+    fn mount_file_system(
+        &mut self,
+        mount: &Mount,
+        fs_type: FsType,
+        label: &[u8],
+    ) -> Result<(), Failure> {
+        let name = mounts::kernel_name(fs_type);
+        let what = || format!("mount {name} on {}", quoted(&mount.destination));
+        let made = mounts::new_file_system(name, label, &mount.data, mount.flags).named(what)?;
+        // An image that makes /proc or /sys a symlink wants the runtime's own
+        // writes there to go elsewhere (CVE-2019-19921, CVE-2023-27561).
+        let symlinks = match fs_type {
+            FsType::Proc | FsType::Sysfs => Symlinks::Refused,
+            _ => Symlinks::Inside,
+        };
+        let root = self.root()?;
+        let target = root
+            .find_or_create(&mount.destination, Target::Folder, symlinks)
+            .named(what)?;
+        mounts::attach(made.as_fd(), target.as_fd()).named(what)?;
+        propagate_all(&made, mount).named(what)?;
+        if fs_type == FsType::Proc && mount.flags & libc::MS_RDONLY == 0 {
+            self.proc = Some(made);
+        }
+        Ok(())
+    }
+
+    fn mount_export(
+        &mut self,
+        mount: &Mount,
+        name: &str,
+        is_dir: bool,
+        recursive: bool,
+    ) -> Result<(), Failure> {
+        let what = || format!("bind on {}", quoted(&mount.destination));
+        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        if name.is_empty() || !name.bytes().all(plain) {
+            return Err(setup(format!("export {name:?}"), Errno::INVAL));
+        }
+        let path = format!("{SHARE}/{name}");
+        let tree = mounts::clone_tree(self.agent.as_fd(), path.as_bytes(), recursive);
+        let tree = tree.named(what)?;
+        mounts::restrict(tree.as_fd(), mount.flags).named(what)?;
+        let kind = if is_dir { Target::Folder } else { Target::File };
+        let root = self.root()?;
+        let target = root
+            .find_or_create(&mount.destination, kind, Symlinks::Inside)
+            .named(what)?;
+        mounts::attach(tree.as_fd(), target.as_fd()).named(what)?;
+        propagate_all(&tree, mount).named(what)
+    }
+
+    /// Mounts a tmpfs on /dev.
+    pub fn mount_device_folder(&mut self) -> Result<(), Failure> {
+        let what = || "mount tmpfs on \"/dev\"";
+        let flags = libc::MS_NOSUID | libc::MS_STRICTATIME;
+        let made = mounts::new_file_system("tmpfs", b"tmpfs", b"mode=755,size=64k", flags);
+        let made = made.named(what)?;
+        let root = self.root()?;
+        let target = root.find_or_create(b"/dev", Target::Folder, Symlinks::Inside);
+        mounts::attach(made.as_fd(), target.named(what)?.as_fd()).named(what)
+    }
+
+    /// Makes a device node, or binds the agent's.
+    pub fn device(&self, node: &DeviceNode, bind: Option<&str>) -> Result<(), Failure> {
+        let made = match bind {
+            Some(name) => self.bind_device(node, name),
+            None => self.make_device(node),
+        };
+        made.named(|| format!("device {}", quoted(&node.path)))
+    }
+
+    fn make_device(&self, node: &DeviceNode) -> rustix::io::Result<()> {
+        let root = self.root.as_ref().ok_or(Errno::NOENT)?;
+        let (folder, name) = root.parent_of(&node.path)?;
+        make_node(&folder, name, node)
+    }
+
+    fn bind_device(&self, node: &DeviceNode, name: &str) -> rustix::io::Result<()> {
+        let root = self.root.as_ref().ok_or(Errno::NOENT)?;
+        let path = format!("dev/{name}");
+        let tree = mounts::clone_tree(self.agent.as_fd(), path.as_bytes(), false)?;
+        let target = root.find_or_create(&node.path, Target::File, Symlinks::Inside)?;
+        mounts::attach(tree.as_fd(), target.as_fd())
+    }
+
+    /// Makes a symlink; what is there already stays.
+    pub fn link(&self, path: &str, target: &str) -> Result<(), Failure> {
+        let make = || {
+            let root = self.root.as_ref().ok_or(Errno::NOENT)?;
+            let (folder, name) = root.parent_of(path.as_bytes())?;
+            match symlinkat(target, folder, name) {
+                Err(Errno::EXIST) => Ok(()),
+                made => made,
+            }
+        };
+        make().named(|| format!("link {path:?}"))
+    }
+
+    /// Writes a file below /proc/sys.
+    pub fn sysctl(&mut self, file: &[u8], value: &[u8]) -> Result<(), Failure> {
+        self.write_proc("sys", file, value)
+            .named(|| format!("sysctl {}", quoted(file)))
+    }
+
+    /// Writes this process's oom_score_adj.
+    pub fn oom_score_adj(&mut self, value: i32) -> Result<(), Failure> {
+        let own = rustix::process::getpid().as_raw_nonzero().to_string();
+        let text = value.to_string();
+        self.write_proc(&own, b"oom_score_adj", text.as_bytes())
+            .named(|| format!("oomScoreAdj {value}"))
+    }
+
+    /// Writes a file of a procfs that was mounted by this process and is reached
+    /// by its descriptor: whatever the image or a mount puts on /proc, the value
+    /// cannot end up elsewhere (CVE-2025-52881).
+    fn write_proc(&mut self, folder: &str, file: &[u8], value: &[u8]) -> rustix::io::Result<()> {
+        let proc = match self.proc.take() {
+            Some(proc) => proc,
+            None => mounts::new_file_system("proc", b"proc", b"", 0)?,
+        };
+        let proc = self.proc.insert(proc);
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        let open = |folder: &OwnedFd, path: &[u8], flags: OFlags| {
+            openat2(
+                folder,
+                path,
+                flags | OFlags::CLOEXEC,
+                Mode::empty(),
+                resolve,
+            )
+        };
+        let folder = open(proc, folder.as_bytes(), OFlags::PATH)?;
+        let file = open(&folder, file, OFlags::WRONLY | OFlags::NOCTTY)?;
+        rustix::io::write(&file, value).map(drop)
+    }
+
+    /// Hides a path: a file behind /dev/null, a folder behind an empty one. A path
+    /// that does not exist is hidden well enough.
+    pub fn mask(&mut self, path: &[u8]) -> Result<(), Failure> {
+        let what = || format!("mask {}", quoted(path));
+        let target = match self.root()?.find(path, Symlinks::Inside) {
+            Err(errno) if mounts::is_missing(errno) => return Ok(()),
+            found => found.named(what)?,
+        };
+        let folder = file_type(target.as_fd()).named(what)? == FileType::Directory;
+        let cover = if folder {
+            self.empty_folder()
+        } else {
+            // The agent's own, not what the image calls /dev/null (CVE-2025-31133).
+            mounts::clone_tree(self.agent.as_fd(), b"dev/null", false)
+        };
+        let cover = cover.named(what)?;
+        mounts::attach(cover.as_fd(), target.as_fd()).named(what)?;
+        if folder && self.empty.is_none() {
+            self.empty = Some(cover);
+        }
+        Ok(())
+    }
+
+    /// A detached mount of one empty read-only file system. The first use makes
+    /// it, later ones bind it (which needs it attached somewhere).
+    fn empty_folder(&self) -> rustix::io::Result<OwnedFd> {
+        match &self.empty {
+            Some(first) => mounts::clone_tree(first.as_fd(), b"", false),
+            None => {
+                let options = b"mode=755,nr_blocks=1,nr_inodes=1";
+                mounts::new_file_system("tmpfs", b"tmpfs", options, libc::MS_RDONLY)
+            }
+        }
+    }
+
+    /// Makes a path read-only; one that does not exist is left out.
+    pub fn make_path_readonly(&self, path: &[u8]) -> Result<(), Failure> {
+        let what = || format!("read-only path {}", quoted(path));
+        match self.root()?.find(path, Symlinks::Inside) {
+            Err(errno) if mounts::is_missing(errno) => Ok(()),
+            found => mounts::bind_readonly(found.named(what)?.as_fd()).named(what),
+        }
+    }
+
+    /// Makes the container's root the root of the namespace, and lets go of
+    /// everything else.
+    pub fn enter(&self) -> Result<(), Failure> {
+        let what = || "enter the root file system";
+        fchdir(self.root()?).named(what)?;
+        // The old root lands on top of the new one, and is taken off there.
+        pivot_root(".", ".").named(what)?;
+        unmount(".", UnmountFlags::DETACH).named(what)
+    }
+
+    /// Sets the propagation of the root mount.
+    pub fn propagate(&self, flags: u64) -> Result<(), Failure> {
+        mounts::propagate(self.root()?.as_fd(), flags).named(|| "root propagation")
+    }
+
+    /// Enters the working folder, created where missing. By handle and without
+    /// magic links: it cannot be a descriptor of the agent's (CVE-2024-21626).
+    pub fn enter_working_folder(&self, path: &[u8]) -> Result<(), Failure> {
+        let what = || format!("cwd {}", quoted(path));
+        let root = self.root()?;
+        let folder = root.find_or_create(path, Target::Folder, Symlinks::Inside);
+        fchdir(folder.named(what)?).named(what)
+    }
+
+    /// Makes the root mount read-only.
+    pub fn make_readonly(&self) -> Result<(), Failure> {
+        mounts::make_readonly(self.root()?.as_fd()).named(|| "read-only root")
+    }
+}
+
+fn propagate_all(mount: &OwnedFd, plan: &Mount) -> rustix::io::Result<()> {
+    let mut kinds = plan.propagation.iter();
+    kinds.try_for_each(|flags| mounts::propagate(mount.as_fd(), *flags))
+}
+
+/// Makes `node` as `name` in `folder`. The same node there already is fine.
+pub fn make_node(folder: &OwnedFd, name: &[u8], node: &DeviceNode) -> rustix::io::Result<()> {
+    let kind = match node.kind {
+        DeviceKind::Char => FileType::CharacterDevice,
+        DeviceKind::Block => FileType::BlockDevice,
+        DeviceKind::Fifo => FileType::Fifo,
+    };
+    let number = makedev(node.major, node.minor);
+    let mode = Mode::from_raw_mode(node.mode & 0o7777);
+    match mknodat(folder, name, kind, mode, number) {
+        Err(Errno::EXIST) => {
+            let there = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            let same = FileType::from_raw_mode(there.st_mode) == kind && there.st_rdev == number;
+            return if same { Ok(()) } else { Err(Errno::EXIST) };
+        }
+        made => made?,
+    }
+    if node.uid == 0 && node.gid == 0 {
+        return Ok(());
+    }
+    if node.uid == u32::MAX || node.gid == u32::MAX {
+        return Err(Errno::INVAL);
+    }
+    let owner = Some(Uid::from_raw(node.uid));
+    let group = Some(Gid::from_raw(node.gid));
+    chownat(folder, name, owner, group, AtFlags::SYMLINK_NOFOLLOW)
+}

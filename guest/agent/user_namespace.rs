@@ -1,0 +1,81 @@
+//! What a container in a user namespace of its own needs from the agent, whose
+//! privileges it does not have.
+
+use std::os::fd::AsFd;
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::{Errno, write};
+use vmrun_protocol::message::Failure;
+use vmrun_protocol::plan::{ContainerPlan, DeviceKind, DeviceNode};
+
+use crate::failure::{Named, quoted};
+use crate::inside::own_folder;
+use crate::root_fs::make_node;
+use crate::{mounts, steps};
+
+/// Every id is itself, but for the last one, which means none.
+const IDENTITY: &[u8] = b"0 0 4294967295";
+
+/// Prepares the agent's own tree, of which the container's first process gets a
+/// copy: the kernel lets it mount procfs and sysfs only where it can see one
+/// already, and its device nodes are made here for it to bind.
+pub fn prepare(plan: &ContainerPlan) -> Result<(), Failure> {
+    mount_once("proc", b"", "/proc", "/proc/self")?;
+    mount_once("sysfs", b"", "/sys", "/sys/kernel")?;
+    let nodes = steps::device_nodes(plan);
+    // The agent's /dev/null stays to be seen: it covers masked files.
+    let null = DeviceNode {
+        path: b"null".to_vec(),
+        kind: DeviceKind::Char,
+        major: 1,
+        minor: 3,
+        mode: 0o666,
+        uid: 0,
+        gid: 0,
+    };
+    mount_once("tmpfs", b"mode=755", "/dev", "/dev/0")?;
+    let folder = own_folder("/dev").named(|| "agent's \"/dev\"")?;
+    let named = nodes.iter().enumerate().map(|(i, n)| (i.to_string(), n));
+    for (name, node) in named.chain([("null".to_owned(), &null)]) {
+        make_exactly(&folder, &name, node).named(|| format!("device {}", quoted(&node.path)))?;
+    }
+    Ok(())
+}
+
+/// As [`make_node`], with the mode as given, whatever the umask is.
+fn make_exactly(
+    folder: &std::os::fd::OwnedFd,
+    name: &str,
+    node: &DeviceNode,
+) -> rustix::io::Result<()> {
+    let before = rustix::process::umask(Mode::empty());
+    let made = make_node(folder, name.as_bytes(), node);
+    rustix::process::umask(before);
+    made
+}
+
+/// Mounts a file system on `target` unless `witness` shows that it is there.
+fn mount_once(name: &str, options: &[u8], target: &str, witness: &str) -> Result<(), Failure> {
+    if rustix::fs::access(witness, rustix::fs::Access::EXISTS).is_ok() {
+        return Ok(());
+    }
+    let mount = || {
+        let made = mounts::new_file_system(name, b"", options, 0)?;
+        mounts::attach(made.as_fd(), own_folder(target)?.as_fd())
+    };
+    mount().named(|| format!("mount {name} for the user namespace"))
+}
+
+/// Gives the process every user and group id, each as itself.
+pub fn map_ids(pid: u32) -> Result<(), Failure> {
+    for map in ["uid_map", "gid_map"] {
+        let path = format!("/proc/{pid}/{map}");
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = openat(CWD, path.as_str(), flags, Mode::empty()).named(|| map)?;
+        let written = write(&file, IDENTITY).named(|| map)?;
+        if written != IDENTITY.len() {
+            return Err(crate::failure::setup(map, Errno::IO));
+        }
+    }
+    Ok(())
+}
