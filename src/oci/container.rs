@@ -140,7 +140,7 @@ mod tests {
     use vmrun_protocol::plan::{FsType, WindowSize};
 
     /// What `runc spec` of runc 1.1 writes.
-    const RUNC_SPEC: &str = include_str!("tests/runc-spec.json");
+    const RUNC_SPEC: &str = include_str!("testdata/runc-spec.json");
 
     fn changed(path: &[&str], value: Value) -> Result<Container, String> {
         let mut config: Value = serde_json::from_str(RUNC_SPEC).unwrap();

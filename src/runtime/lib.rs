@@ -1,1 +1,25 @@
-//! placeholder
+//! A container's life on top of a machine: bundle, plan, agent session, stdio.
+//!
+//! [`run::run`] is the whole path in order; every step is a file of its own.
+
+pub mod bundle;
+pub mod check;
+pub mod control;
+pub mod error;
+mod fatal;
+pub mod guest_image;
+pub mod machine;
+mod mount_points;
+pub mod plan;
+pub mod pump;
+pub mod run;
+pub mod session;
+pub mod signals;
+pub mod stdio;
+pub mod terminal;
+
+pub use error::Error;
+pub use run::{RunRequest, run};
+pub use vmrun_oci::version::SPEC as OCI_SPEC_VERSION;
+pub use vmrun_vm::spec::BootProtocol;
+pub use vmrun_vm::trace::Timeline;

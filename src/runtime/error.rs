@@ -1,0 +1,151 @@
+//! Why a container could not be run, and the exit code that says so.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use vmrun_protocol::frame::FrameError;
+use vmrun_protocol::message::FailureKind;
+
+/// Exit code of every error that is not the container's own, as runc has it.
+const FAILED: u8 = 1;
+/// Exit codes of a shell for a program that cannot be run.
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+
+/// Why a container could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The bundle is not a folder that can be opened.
+    #[error("bundle {path:?}")]
+    Bundle {
+        /// The folder.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// config.json is missing, malformed or asks for what cannot be.
+    #[error(transparent)]
+    Config(#[from] vmrun_oci::Error),
+    /// A path that config.json names cannot be used.
+    #[error("{property}: {path:?}")]
+    Path {
+        /// JSON path.
+        property: String,
+        /// What it says.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// `--memory` or `--cpus` cannot be.
+    #[error("{0}")]
+    Shape(String),
+    /// A file of the guest image is missing.
+    #[error(
+        "no {what} at {path:?}: run scripts/quickstart, which builds it, or name its folder with --guest-dir"
+    )]
+    GuestImage {
+        /// Which file.
+        what: &'static str,
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// The machine cannot be built or started.
+    #[error("cannot start the machine")]
+    Machine(#[source] crate::machine::MachineError),
+    /// This host's KVM cannot be used.
+    #[error("cannot use KVM (`vmrun check` says more)")]
+    Kvm(#[source] crate::machine::ProbeError),
+    /// The machine ended when it should not have.
+    #[error("{doing}: {ending}")]
+    Ended {
+        /// What the host waited for.
+        doing: &'static str,
+        /// How the machine ended.
+        ending: String,
+    },
+    /// The guest took too long.
+    #[error("{doing}: no answer within {} s", deadline.as_secs())]
+    Deadline {
+        /// What the host waited for.
+        doing: &'static str,
+        /// How long.
+        deadline: Duration,
+    },
+    /// The agent's connection broke, or it sent something malformed.
+    #[error("{doing}: agent")]
+    Agent {
+        /// What the host waited for.
+        doing: &'static str,
+        /// What came.
+        source: FrameError,
+    },
+    /// Guest image and vmrun are not of the same build.
+    #[error(
+        "the agent in the guest image speaks version {theirs} of the protocol, vmrun {ours}: rebuild the image (scripts/quickstart)"
+    )]
+    AgentVersion {
+        /// The agent's.
+        theirs: u32,
+        /// Ours.
+        ours: u32,
+    },
+    /// The agent reported something that does not fit.
+    #[error("{doing}: the agent reported {report}")]
+    Unexpected {
+        /// What the host waited for.
+        doing: &'static str,
+        /// What came.
+        report: String,
+    },
+    /// The guest could not set the container up or run its program.
+    #[error("{what}")]
+    Container {
+        /// What failed.
+        what: String,
+        /// Decides the exit code.
+        kind: FailureKind,
+        /// The guest's error number, if there is one.
+        source: Option<io::Error>,
+    },
+    /// A signal came before the container existed.
+    #[error("ended by signal {0} before the container existed")]
+    Interrupted(u8),
+    /// `process.terminal` is true, and stdin is none.
+    #[error("process.terminal: standard input is not a terminal")]
+    NoTerminal,
+    /// The host refused something.
+    #[error("cannot {what}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// The exit code that a shell would show.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Container {
+                kind: FailureKind::NotFound,
+                ..
+            } => NOT_FOUND,
+            Self::Container {
+                kind: FailureKind::NotExecutable,
+                ..
+            } => NOT_EXECUTABLE,
+            Self::Interrupted(signal) => 128u8.saturating_add(*signal),
+            _ => FAILED,
+        }
+    }
+
+    /// For `map_err`: the host refused `what`.
+    pub(crate) fn host<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
+        move |e| Self::Host {
+            what,
+            source: e.into(),
+        }
+    }
+}

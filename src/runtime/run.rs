@@ -1,0 +1,172 @@
+//! `vmrun run`: a bundle from its folder to its exit code.
+
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use rustix::thread::{CpuSet, sched_setaffinity};
+use vmrun_protocol::message::INIT;
+use vmrun_protocol::plan::WindowSize;
+use vmrun_protocol::{CONTROL_PORT, FS_TAG};
+use vmrun_vm::spec::{BootProtocol, FsExport, FsSpec, HostPort, MachineSpec, VsockSpec};
+use vmrun_vm::trace::Timeline;
+
+use crate::bundle::{Bundle, create_output};
+use crate::control::Control;
+use crate::guest_image::{self, GuestImage};
+use crate::plan::{self, AskedShape, Shape};
+use crate::session::{Deadlines, Session};
+use crate::signals::Signals;
+use crate::stdio::{HostStreams, Relays};
+use crate::terminal::{self, RawTerminal};
+use crate::{Error, machine, mount_points};
+
+/// Context id of every guest: the first that is free (virtio 1.2, 5.10.4).
+const GUEST_CID: u64 = 3;
+
+/// What was decided about a run.
+#[derive(Debug, Clone, Default)]
+pub struct RunRequest {
+    /// Folder of the bundle.
+    pub bundle: PathBuf,
+    /// Size of the machine.
+    pub shape: AskedShape,
+    /// Folder of the guest image.
+    pub guest_dir: PathBuf,
+    /// Another kernel than the image's.
+    pub kernel: Option<PathBuf>,
+    /// Another initramfs than the image's.
+    pub initramfs: Option<PathBuf>,
+    /// Further parameters of the guest kernel.
+    pub kernel_params: Vec<String>,
+    /// How the kernel is entered.
+    pub boot_protocol: BootProtocol,
+    /// File for the guest's console.
+    pub console: Option<PathBuf>,
+    /// File for the guest's early serial console.
+    pub serial: Option<PathBuf>,
+}
+
+/// Runs the container and returns its exit code. Whatever happens, nothing is
+/// left behind: every step is undone by the end of its scope.
+pub fn run(request: &RunRequest, timeline: &Timeline) -> Result<u8, Error> {
+    let signals = Signals::block().map_err(Error::host("receive signals"))?;
+    let bundle = Bundle::open(&request.bundle)?;
+    for warning in &bundle.container.warnings {
+        log::warn!("{warning}");
+    }
+    let shape = plan::shape(
+        request.shape,
+        bundle.container.memory_limit_bytes,
+        host_mem_mib(),
+    )?;
+    let image = guest_image::find(
+        &request.guest_dir,
+        request.kernel.as_deref(),
+        request.initramfs.as_deref(),
+        shape.vcpu_count,
+    )?;
+    stay_on(bundle.container.host_cpus.as_deref())?;
+    let mut plan = plan::plan(bundle);
+    prepare_root(&plan)?;
+    let has_terminal = plan.container.process.terminal.is_some();
+    if has_terminal {
+        plan.container.process.terminal = Some(terminal_size(plan.container.process.terminal)?);
+    }
+    timeline.mark("bundle read");
+
+    let host = machine::host_kind()?;
+    timeline.mark("host probed");
+    let (control, agent_end) = UnixStream::pair().map_err(Error::host("make a socket"))?;
+    let spec = machine_spec(request, shape, image, plan.exports, agent_end)?;
+    let machine = machine::start(spec, host, timeline)?;
+
+    let control = Control::new(control).map_err(Error::host("make a socket"))?;
+    let size = || terminal::window_size(rustix::stdio::stdin());
+    let mut session = Session::new(control, &machine, &signals, Deadlines::of(host), size);
+    session.greet()?;
+    timeline.mark("agent ready");
+    session.create(plan.container)?;
+    timeline.mark("container created");
+    let relays = Relays::start(&machine, INIT, has_terminal, HostStreams::own()?)?;
+    let raw = has_terminal.then(|| RawTerminal::enter(rustix::stdio::stdin()));
+    let raw = raw.transpose()?;
+    session.start()?;
+    timeline.mark("container started");
+    let status = session.wait()?;
+    timeline.mark("container exited");
+    session.drain(&relays)?;
+    log::debug!("{}", machine.stop());
+    relays.finish(&signals)?;
+    drop(raw);
+    timeline.mark("machine stopped");
+    Ok(status.shell_code())
+}
+
+fn machine_spec(
+    request: &RunRequest,
+    shape: Shape,
+    image: GuestImage,
+    exports: Vec<FsExport>,
+    agent_end: UnixStream,
+) -> Result<MachineSpec, Error> {
+    let output = |path: &Option<PathBuf>| path.as_deref().map(create_output).transpose();
+    Ok(MachineSpec {
+        kernel: image.kernel,
+        initramfs: Some(image.initramfs),
+        boot_protocol: request.boot_protocol,
+        kernel_params: request.kernel_params.clone(),
+        mem_size_mib: shape.mem_size_mib,
+        vcpu_count: shape.vcpu_count,
+        fs: Some(FsSpec {
+            tag: FS_TAG.to_owned(),
+            exports,
+        }),
+        vsock: Some(VsockSpec {
+            guest_cid: GUEST_CID,
+            host_ports: vec![(CONTROL_PORT, HostPort::Once(agent_end))],
+        }),
+        drives: Vec::new(),
+        rng: true,
+        console: output(&request.console)?,
+        serial: output(&request.serial)?,
+        profile: None,
+    })
+}
+
+fn host_mem_mib() -> u64 {
+    let info = rustix::system::sysinfo();
+    let bytes = u128::from(info.totalram) * u128::from(info.mem_unit);
+    u64::try_from(bytes >> 20).unwrap_or(u64::MAX)
+}
+
+/// `linux.resources.cpu.cpus`: threads inherit it, so it holds for all of them.
+fn stay_on(host_cpus: Option<&[usize]>) -> Result<(), Error> {
+    let Some(cpus) = host_cpus else {
+        return Ok(());
+    };
+    let mut set = CpuSet::new();
+    for &cpu in cpus {
+        set.set(cpu);
+    }
+    sched_setaffinity(None, &set).map_err(Error::host("run on linux.resources.cpu.cpus"))
+}
+
+fn prepare_root(plan: &plan::Plan) -> Result<(), Error> {
+    let root = &plan.exports[0];
+    if root.read_only {
+        mount_points::make(&root.source, &plan.mount_points())
+            .map_err(Error::host("make the mount points in root.path"))?;
+    }
+    Ok(())
+}
+
+/// The terminal's own size, else the one in config.json.
+fn terminal_size(configured: Option<WindowSize>) -> Result<WindowSize, Error> {
+    let stdin = rustix::stdio::stdin();
+    if !terminal::is_terminal(stdin) {
+        return Err(Error::NoTerminal);
+    }
+    Ok(terminal::window_size(stdin)
+        .or(configured)
+        .unwrap_or_default())
+}

@@ -1,0 +1,351 @@
+//! The conversation with the agent: greet, create, start, until the container
+//! has ended. Everything the guest says is hostile; nothing here blocks on it
+//! but [`Session::wait`], which a signal ends.
+
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use serde::de::DeserializeOwned;
+use vmrun_protocol::VERSION;
+use vmrun_protocol::frame::FrameError;
+use vmrun_protocol::message::{ExitStatus, Failure, Hello, INIT, Report, Request, Welcome};
+use vmrun_protocol::plan::{ContainerPlan, WindowSize};
+
+use crate::Error;
+use crate::control::Control;
+use crate::machine::{Guest, HostKind};
+use crate::signals::{Signal, Signals};
+use crate::stdio::Relays;
+
+/// How long each step of a start may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadlines {
+    /// From the machine's first instruction to the agent's greeting.
+    pub agent_ready: Duration,
+    /// To set the container up.
+    pub create: Duration,
+    /// To execute its program.
+    pub start: Duration,
+}
+
+impl Deadlines {
+    /// A boot takes tens of milliseconds on hardware, and some seconds where ring
+    /// 0 is emulated; both may have to share their processor.
+    pub fn of(host: HostKind) -> Self {
+        let each = match host {
+            HostKind::Hardware => Duration::from_secs(10),
+            HostKind::Software => Duration::from_secs(60),
+        };
+        Self {
+            agent_ready: each,
+            create: each,
+            start: each,
+        }
+    }
+}
+
+/// The agent closing its connection often is the first that is seen of a machine
+/// that ends; its own reason is the better one and follows within this time.
+const ENDING_AFTER_CLOSE: Duration = Duration::from_secs(5);
+
+/// Longest piece of the guest's own text that is shown.
+const SHOWN_MAX_CHARS: usize = 512;
+
+/// A conversation with the agent of `guest`.
+pub struct Session<'a, G: Guest> {
+    control: Control,
+    guest: &'a G,
+    signals: &'a Signals,
+    deadlines: Deadlines,
+    /// Tells the size of the container's terminal.
+    window_size: fn() -> Option<WindowSize>,
+}
+
+/// One thing that the host waits for.
+#[derive(Clone, Copy)]
+struct Step {
+    doing: &'static str,
+    deadline: Option<Duration>,
+    on_signal: OnSignal,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OnSignal {
+    /// There is no container yet.
+    End,
+    /// The container gets it.
+    Forward,
+}
+
+impl<'a, G: Guest> Session<'a, G> {
+    /// The agent is still to connect to the other end of `control`.
+    pub fn new(
+        control: Control,
+        guest: &'a G,
+        signals: &'a Signals,
+        deadlines: Deadlines,
+        window_size: fn() -> Option<WindowSize>,
+    ) -> Self {
+        Self {
+            control,
+            guest,
+            signals,
+            deadlines,
+            window_size,
+        }
+    }
+
+    /// Waits for the agent and checks that it is of this build.
+    pub fn greet(&mut self) -> Result<(), Error> {
+        let step = Step {
+            doing: "waiting for the agent in the guest",
+            deadline: Some(self.deadlines.agent_ready),
+            on_signal: OnSignal::End,
+        };
+        let hello: Hello = self.receive(step)?;
+        if hello.version != VERSION {
+            return Err(Error::AgentVersion {
+                theirs: hello.version,
+                ours: VERSION,
+            });
+        }
+        log::debug!("guest kernel {}", shown(&hello.kernel_release));
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let realtime_ns = since_1970.unwrap_or_default().as_nanos();
+        self.send(
+            step,
+            &Welcome {
+                version: VERSION,
+                realtime_ns: u64::try_from(realtime_ns).unwrap_or(u64::MAX),
+            },
+        )
+    }
+
+    /// Sets the container up to the point just before its program runs.
+    pub fn create(&mut self, plan: ContainerPlan) -> Result<(), Error> {
+        let step = Step {
+            doing: "creating the container",
+            deadline: Some(self.deadlines.create),
+            on_signal: OnSignal::End,
+        };
+        self.send(step, &Request::Create(Box::new(plan)))?;
+        match self.receive(step)? {
+            Report::Created => Ok(()),
+            other => Err(self.refused(step, other)),
+        }
+    }
+
+    /// Runs the created container's program.
+    pub fn start(&mut self) -> Result<(), Error> {
+        let step = Step {
+            doing: "starting the container",
+            deadline: Some(self.deadlines.start),
+            on_signal: OnSignal::Forward,
+        };
+        self.send(step, &Request::Start)?;
+        match self.receive(step)? {
+            Report::Started => Ok(()),
+            other => Err(self.refused(step, other)),
+        }
+    }
+
+    /// Waits until the container's init has ended, forwarding signals.
+    pub fn wait(&mut self) -> Result<ExitStatus, Error> {
+        let step = Step {
+            doing: "running the container",
+            deadline: None,
+            on_signal: OnSignal::Forward,
+        };
+        match self.receive(step)? {
+            Report::Exited {
+                process: INIT,
+                status,
+            } => Ok(status),
+            other => Err(self.refused(step, other)),
+        }
+    }
+
+    /// Waits until all output has arrived on the host, or the machine has ended,
+    /// or the user has had enough of a reader that does not read.
+    pub fn drain(&mut self, relays: &Relays) -> Result<(), Error> {
+        loop {
+            let fds = [
+                (relays.outputs_fd(), PollFlags::IN),
+                (self.guest.ended_fd(), PollFlags::IN),
+                (self.signals.fd(), PollFlags::IN),
+            ];
+            let [done, ended, signalled] = wait_for(fds, None)?;
+            if done || ended {
+                return Ok(());
+            }
+            if signalled && self.next_ending_signal().is_some() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn next_ending_signal(&self) -> Option<u8> {
+        std::iter::from_fn(|| self.signals.take()).find_map(Signal::ends_start)
+    }
+
+    fn send<T: serde::Serialize>(&mut self, step: Step, message: &T) -> Result<(), Error> {
+        let sent = self.control.queue(message);
+        sent.map_err(|e| agent_error(step, e))
+    }
+
+    /// The next message of the agent.
+    fn receive<T: DeserializeOwned>(&mut self, step: Step) -> Result<T, Error> {
+        let until = step.deadline.map(|deadline| Instant::now() + deadline);
+        loop {
+            match self.control.take_message() {
+                Ok(Some(message)) => return Ok(message),
+                Ok(None) => {}
+                Err(error) => return Err(self.broken(step, error)),
+            }
+            let left = until.map(|at| at.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                return Err(Error::Deadline {
+                    doing: step.doing,
+                    deadline: step.deadline.unwrap_or_default(),
+                });
+            }
+            let fds = [
+                (self.control.fd(), self.control.interest()),
+                (self.guest.ended_fd(), PollFlags::IN),
+                (self.signals.fd(), PollFlags::IN),
+            ];
+            let [talk, ended, signalled] = wait_for(fds, left)?;
+            if signalled {
+                self.on_signals(step)?;
+            }
+            if talk || ended {
+                let advanced = self.control.advance();
+                advanced.map_err(|e| agent_error(step, e))?;
+            }
+            if ended {
+                return self.last_message(step);
+            }
+        }
+    }
+
+    /// The machine has ended; what the agent said last counts nevertheless.
+    fn last_message<T: DeserializeOwned>(&mut self, step: Step) -> Result<T, Error> {
+        match self.control.take_message() {
+            Ok(Some(message)) => Ok(message),
+            _ => Err(self.ended(step)),
+        }
+    }
+
+    fn on_signals(&mut self, step: Step) -> Result<(), Error> {
+        while let Some(signal) = self.signals.take() {
+            if step.on_signal == OnSignal::End {
+                match signal.ends_start() {
+                    Some(number) => return Err(Error::Interrupted(number)),
+                    None => continue,
+                }
+            }
+            let request = match signal {
+                Signal::Forward(signal) => Request::Signal {
+                    process: INIT,
+                    signal,
+                },
+                Signal::Resize => match (self.window_size)() {
+                    Some(size) => Request::ResizeTerminal {
+                        process: INIT,
+                        size,
+                    },
+                    None => continue,
+                },
+            };
+            let queued = self.control.try_queue(&request);
+            if !queued.map_err(|e| agent_error(step, e))? {
+                log::warn!("{}: the agent does not listen, signal dropped", step.doing);
+            }
+        }
+        Ok(())
+    }
+
+    /// The connection is closed, or nonsense came over it.
+    fn broken(&self, step: Step, error: FrameError) -> Error {
+        if matches!(error, FrameError::Closed) {
+            let fds = [(self.guest.ended_fd(), PollFlags::IN)];
+            if let Ok([true]) = wait_for(fds, Some(ENDING_AFTER_CLOSE)) {
+                return self.ended(step);
+            }
+        }
+        agent_error(step, error)
+    }
+
+    fn ended(&self, step: Step) -> Error {
+        let ending = self.guest.ending();
+        Error::Ended {
+            doing: step.doing,
+            ending: ending.unwrap_or_else(|| "the machine ended".to_owned()),
+        }
+    }
+
+    fn refused(&self, step: Step, report: Report) -> Error {
+        match report {
+            Report::Failed(failure) => container_error(failure),
+            other => Error::Unexpected {
+                doing: step.doing,
+                report: described(&other),
+            },
+        }
+    }
+}
+
+fn agent_error(step: Step, source: FrameError) -> Error {
+    Error::Agent {
+        doing: step.doing,
+        source,
+    }
+}
+
+fn container_error(failure: Failure) -> Error {
+    let errno = (1..4096).contains(&failure.errno).then_some(failure.errno);
+    Error::Container {
+        what: shown(&failure.what),
+        kind: failure.kind,
+        source: errno.map(std::io::Error::from_raw_os_error),
+    }
+}
+
+/// Text of the guest as it may be shown on a terminal.
+fn shown(text: &str) -> String {
+    let plain = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    text.chars().take(SHOWN_MAX_CHARS).map(plain).collect()
+}
+
+fn described(report: &Report) -> String {
+    match report {
+        Report::Created => "a created container".to_owned(),
+        Report::Started => "a started container".to_owned(),
+        Report::Failed(_) => "a failure".to_owned(),
+        Report::Exited { process, .. } => format!("the end of process {process}"),
+    }
+}
+
+/// Waits for any of `fds`, at most for `timeout`; says which are ready.
+fn wait_for<const N: usize>(
+    fds: [(BorrowedFd, PollFlags); N],
+    timeout: Option<Duration>,
+) -> Result<[bool; N], Error> {
+    let timeout = timeout.map(|t| Timespec {
+        tv_sec: i64::try_from(t.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(t.subsec_nanos()),
+    });
+    let mut polled = fds.map(|(fd, events)| PollFd::from_borrowed_fd(fd, events));
+    match poll(&mut polled, timeout.as_ref()) {
+        Ok(_) => {}
+        Err(Errno::INTR) => return Ok([false; N]),
+        Err(error) => return Err(Error::host("wait for events")(error)),
+    }
+    Ok(polled.map(|fd| !fd.revents().is_empty()))
+}
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;
