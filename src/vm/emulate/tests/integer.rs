@@ -97,6 +97,15 @@ fn what_is_unknown_is_named() {
 }
 
 #[test]
+fn the_resume_flag_ends_with_the_instruction_and_stays_with_a_fault() {
+    let mut rig = Rig::new();
+    rig.cpu.regs.rflags = 0x1_0002;
+    rig.faults(&[0x0f, 0x0b], Exception::INVALID_OPCODE);
+    rig.retires(&[0x9b]);
+    assert_eq!(rig.cpu.regs.rflags, 2);
+}
+
+#[test]
 fn only_64_bit_ring_0() {
     let mut rig = Rig::new();
     rig.cpu.sregs.cs.selector = 0x33;
