@@ -1,8 +1,10 @@
 //! Virtio devices (virtio 1.2) behind the MMIO transport.
 
+pub mod blk;
 pub mod console;
 pub mod device;
 mod drain;
+pub mod fs;
 pub mod interrupt;
 pub mod mmio;
 pub mod rng;
