@@ -1,0 +1,263 @@
+//! What was typed.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use clap::error::ErrorKind;
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+
+/// Runs OCI containers, each inside its own microVM.
+#[derive(Debug, Parser)]
+#[command(name = "vmrun", version = version(), disable_version_flag = true)]
+#[command(after_help = "`vmrun <bundle>` is short for `vmrun run <bundle>`.")]
+pub struct Args {
+    #[command(flatten)]
+    pub globals: Globals,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// Flags of every verb, those of runc among them.
+#[derive(Debug, clap::Args)]
+pub struct Globals {
+    /// Folder for the state of containers
+    #[arg(long, value_name = "FOLDER", global = true)]
+    pub root: Option<PathBuf>,
+    /// File that errors and warnings are added to
+    #[arg(long, value_name = "FILE", global = true)]
+    pub log: Option<PathBuf>,
+    /// Format of the log
+    #[arg(long, value_name = "FORMAT", global = true, default_value = "text")]
+    pub log_format: LogFormat,
+    /// Log more; to stderr without --log
+    #[arg(long, global = true)]
+    pub debug: bool,
+    /// Folder that holds guest kernel and initramfs
+    #[arg(long, value_name = "FOLDER", global = true)]
+    pub guest_dir: Option<PathBuf>,
+    /// Accepted as runc has it; cgroups on the host are not made yet
+    #[arg(long, global = true, hide = true)]
+    pub systemd_cgroup: bool,
+    /// Accepted as runc has it; nothing is different without root
+    #[arg(long, global = true, hide = true, num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", value_parser = ["true", "false", "auto"])]
+    pub rootless: Option<String>,
+    /// Accepted as runc once had it, and unused
+    #[arg(long, value_name = "PATH", global = true, hide = true)]
+    pub criu: Option<PathBuf>,
+    /// Print the version
+    #[arg(short = 'v', long, action = ArgAction::Version)]
+    version: Option<bool>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run a container from a bundle; the exit code is the container's
+    Run(RunArgs),
+    /// Show what this host offers
+    Check {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Anything else: a bundle, if it looks like one.
+    #[command(external_subcommand)]
+    Other(Vec<OsString>),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct RunArgs {
+    /// The bundle's folder; with --bundle, the container's id
+    #[arg(value_name = "BUNDLE", required_unless_present = "bundle")]
+    pub target: Option<OsString>,
+    /// The bundle's folder
+    #[arg(short, long, value_name = "FOLDER")]
+    pub bundle: Option<PathBuf>,
+    /// Memory of the machine (512m, 2g; a plain number is MiB)
+    #[arg(short, long, value_name = "SIZE", value_parser = super::size::parse_mib)]
+    pub memory: Option<u64>,
+    /// Number of vCPUs [default: 1]
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<u8>,
+    /// Write a timeline of the start there, in Chrome's trace format
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    #[command(flatten)]
+    pub debugging: Debugging,
+}
+
+/// Shown by `--help`, not by `-h`.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Debugging")]
+pub struct Debugging {
+    /// Write the guest's console (hvc0) there
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    pub console: Option<PathBuf>,
+    /// Write the guest's early serial console there
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    pub serial: Option<PathBuf>,
+    /// Another guest kernel
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    pub kernel: Option<PathBuf>,
+    /// Another initramfs
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    pub initramfs: Option<PathBuf>,
+    /// A further parameter of the guest kernel; may be repeated
+    #[arg(long, value_name = "PARAM", hide_short_help = true)]
+    pub kernel_param: Vec<String>,
+    /// How the guest kernel is entered
+    #[arg(
+        long,
+        value_name = "PROTOCOL",
+        hide_short_help = true,
+        default_value = "linux64"
+    )]
+    pub boot_protocol: BootProtocol,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BootProtocol {
+    Linux64,
+    Pvh,
+}
+
+/// Lines as runc prints them; engines look for `spec:`.
+fn version() -> &'static str {
+    static VERSION: OnceLock<String> = OnceLock::new();
+    VERSION.get_or_init(|| {
+        let version = env!("CARGO_PKG_VERSION");
+        let spec = vmrun_runtime::OCI_SPEC_VERSION;
+        let commit =
+            option_env!("VMRUN_COMMIT").map_or(String::new(), |c| format!("\ncommit: {c}"));
+        format!("version {version}{commit}\nspec: {spec}")
+    })
+}
+
+/// Parses the command line. A first word that is no verb and names a bundle (it
+/// has a slash, or `is_dir` says that it is a folder) gets the verb `run`.
+pub fn parse(argv: Vec<OsString>, is_dir: fn(&Path) -> bool) -> Result<Args, clap::Error> {
+    let args = Args::try_parse_from(&argv)?;
+    let Verb::Other(rest) = &args.verb else {
+        return Ok(args);
+    };
+    let word = rest.first().map(OsString::as_os_str).unwrap_or_default();
+    let is_bundle = word.as_encoded_bytes().contains(&b'/') || is_dir(Path::new(word));
+    if !is_bundle {
+        let message = format!("unknown command {word:?}");
+        return Err(clap::Error::raw(ErrorKind::InvalidSubcommand, message));
+    }
+    let mut argv = argv;
+    argv.insert(argv.len() - rest.len(), "run".into());
+    Args::try_parse_from(argv)
+}
+
+/// What is wrong, without clap's usage and tips.
+pub fn one_line(error: &clap::Error) -> String {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+        || error.kind() == ErrorKind::MissingSubcommand
+    {
+        return "no command".to_owned();
+    }
+    let text = error.to_string();
+    let lines = text.lines().map(str::trim).take_while(|l| !l.is_empty());
+    let line = lines.collect::<Vec<_>>().join(" ");
+    line.trim_start_matches("error: ").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn typed(words: &[&str]) -> Result<Args, clap::Error> {
+        let argv = ["vmrun"].iter().chain(words).map(OsString::from).collect();
+        parse(argv, |path| path == Path::new("folder"))
+    }
+
+    fn run(words: &[&str]) -> RunArgs {
+        match typed(words).unwrap().verb {
+            Verb::Run(run) => run,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_bundle_is_short_for_run() {
+        assert_eq!(run(&["run", "x"]).target, Some("x".into()));
+        assert_eq!(run(&["folder"]).target, Some("folder".into()));
+        let with_flags = run(&["--debug", "./x", "--memory", "64m"]);
+        assert_eq!(with_flags.target, Some("./x".into()));
+        assert_eq!(with_flags.memory, Some(64));
+    }
+
+    #[test]
+    fn wrong_command_lines_are_one_line() {
+        for (words, expected) in [
+            (&[][..], "no command"),
+            (&["fly"][..], "unknown command \"fly\""),
+            (
+                &["run"],
+                "the following required arguments were not provided: <BUNDLE>",
+            ),
+            (&["run", "--fly", "b"], "unexpected argument '--fly' found"),
+            (&["--fly"], "unexpected argument '--fly' found"),
+            (&["run", "b", "c"], "unexpected argument 'c' found"),
+            (
+                &["--log-format", "xml", "run", "b"],
+                "invalid value 'xml' for '--log-format <FORMAT>' [possible values: text, json]",
+            ),
+            (
+                &["run", "--memory", "1x", "b"],
+                "invalid value '1x' for '--memory <SIZE>': must be a size (512m, 2g)",
+            ),
+            (
+                &["run", "--cpus", "300", "b"],
+                "invalid value '300' for '--cpus <N>': 300 is not in 0..=255",
+            ),
+        ] {
+            let error = typed(words).unwrap_err();
+            assert!(error.use_stderr());
+            assert_eq!(one_line(&error), expected, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn what_engines_put_first() {
+        let args = typed(&[
+            "--root",
+            "/run/x",
+            "--debug",
+            "--log",
+            "/l",
+            "--log-format",
+            "json",
+            "--systemd-cgroup",
+            "--rootless=false",
+            "run",
+            "--bundle",
+            "/b",
+            "id",
+        ])
+        .unwrap();
+        assert_eq!(args.globals.log_format, LogFormat::Json);
+        assert_eq!(args.globals.rootless.as_deref(), Some("false"));
+        let Verb::Run(run) = args.verb else { panic!() };
+        assert_eq!(run.bundle, Some("/b".into()));
+        assert_eq!(run.target, Some("id".into()));
+    }
+
+    #[test]
+    fn version_has_runcs_lines() {
+        for flag in ["--version", "-v"] {
+            let text = typed(&[flag]).unwrap_err().to_string();
+            assert!(text.starts_with("vmrun version "), "{text}");
+            assert!(text.contains("\nspec: 1.3.0\n"), "{text}");
+        }
+    }
+}

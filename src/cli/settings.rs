@@ -1,0 +1,194 @@
+//! What was decided: every default is applied here.
+
+use std::path::PathBuf;
+
+use vmrun_runtime::plan::AskedShape;
+use vmrun_runtime::{BootProtocol, RunRequest, guest_image};
+
+use super::args::{self, Args, Globals, LogFormat, RunArgs, Verb};
+
+/// The command line cannot be meant.
+#[derive(Debug, PartialEq, Eq)]
+pub struct UsageError(String);
+
+impl UsageError {
+    pub fn new(problem: impl Into<String>) -> Self {
+        Self(problem.into())
+    }
+}
+
+impl std::fmt::Display for UsageError {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A whole command.
+#[derive(Debug)]
+pub struct Settings {
+    pub log: LogSettings,
+    pub action: Action,
+}
+
+/// Where log lines go.
+#[derive(Debug)]
+pub struct LogSettings {
+    /// `None` is stderr with `debug`, and nowhere without.
+    pub file: Option<PathBuf>,
+    pub format: LogFormat,
+    pub debug: bool,
+}
+
+/// What to do.
+#[derive(Debug)]
+pub enum Action {
+    Run {
+        request: Box<RunRequest>,
+        trace: Option<PathBuf>,
+    },
+    Check {
+        json: bool,
+        guest_dir: PathBuf,
+    },
+}
+
+impl Settings {
+    /// Decides what `args` mean.
+    pub fn decide(args: Args) -> Result<Self, UsageError> {
+        let globals = args.globals;
+        let action = match args.verb {
+            Verb::Run(run) => decide_run(run, guest_dir(&globals))?,
+            Verb::Check { json } => Action::Check {
+                json,
+                guest_dir: guest_dir(&globals),
+            },
+            Verb::Other(_) => return Err(UsageError::new("no command")),
+        };
+        Ok(Self {
+            log: LogSettings {
+                file: globals.log,
+                format: globals.log_format,
+                debug: globals.debug,
+            },
+            action,
+        })
+    }
+}
+
+fn guest_dir(globals: &Globals) -> PathBuf {
+    let variable = std::env::var_os(guest_image::GUEST_DIR_VARIABLE);
+    guest_image::folder(globals.guest_dir.as_deref(), variable)
+}
+
+fn decide_run(run: RunArgs, guest_dir: PathBuf) -> Result<Action, UsageError> {
+    let bundle = match (run.bundle, run.target) {
+        (Some(bundle), id) => {
+            if let Some(id) = id {
+                check_id(&id.to_string_lossy())?;
+            }
+            bundle
+        }
+        (None, Some(target)) => target.into(),
+        (None, None) => return Err(UsageError::new("no bundle")),
+    };
+    let debugging = run.debugging;
+    let request = RunRequest {
+        bundle,
+        shape: AskedShape {
+            mem_size_mib: run.memory,
+            vcpu_count: run.cpus,
+        },
+        guest_dir,
+        kernel: debugging.kernel,
+        initramfs: debugging.initramfs,
+        kernel_params: debugging.kernel_param,
+        boot_protocol: match debugging.boot_protocol {
+            args::BootProtocol::Linux64 => BootProtocol::Linux64,
+            args::BootProtocol::Pvh => BootProtocol::Pvh,
+        },
+        console: debugging.console,
+        serial: debugging.serial,
+    };
+    Ok(Action::Run {
+        request: Box::new(request),
+        trace: run.trace,
+    })
+}
+
+/// Ids are names of folders later; runc takes the same characters.
+fn check_id(id: &str) -> Result<(), UsageError> {
+    const MAX_BYTES: usize = 255;
+    let known = |b: u8| b.is_ascii_alphanumeric() || b"_+-.".contains(&b);
+    if id.is_empty() || id == "." || id == ".." || id.len() > MAX_BYTES || !id.bytes().all(known) {
+        let shown: String = id.chars().take(40).collect();
+        return Err(UsageError::new(format!("{shown:?} is not a container id")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn decided(words: &[&str]) -> Result<Settings, String> {
+        let argv = ["vmrun"].iter().chain(words).map(|w| (*w).into()).collect();
+        let args = args::parse(argv, |_| false).map_err(|e| args::one_line(&e))?;
+        Settings::decide(args).map_err(|e| e.to_string())
+    }
+
+    fn request(words: &[&str]) -> RunRequest {
+        match decided(words).unwrap().action {
+            Action::Run { request, .. } => *request,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn defaults() {
+        let request = request(&["--guest-dir", "/g", "run", "b"]);
+        assert_eq!(request.bundle, Path::new("b"));
+        assert_eq!(request.guest_dir, Path::new("/g"));
+        assert_eq!(request.shape, AskedShape::default());
+        assert_eq!(request.boot_protocol, BootProtocol::Linux64);
+        assert_eq!(request.console, None);
+    }
+
+    #[test]
+    fn flags() {
+        let request = request(&[
+            "run",
+            "--memory",
+            "1g",
+            "--cpus",
+            "2",
+            "--kernel-param",
+            "a",
+            "--kernel-param",
+            "b=c",
+            "--boot-protocol",
+            "pvh",
+            "--serial",
+            "/s",
+            "--bundle",
+            "/b",
+            "my-id.1",
+        ]);
+        assert_eq!(request.bundle, Path::new("/b"));
+        assert_eq!(request.shape.mem_size_mib, Some(1024));
+        assert_eq!(request.shape.vcpu_count, Some(2));
+        assert_eq!(request.kernel_params, ["a", "b=c"]);
+        assert_eq!(request.boot_protocol, BootProtocol::Pvh);
+        assert_eq!(request.serial, Some("/s".into()));
+    }
+
+    #[test]
+    fn ids() {
+        let long = "x".repeat(256);
+        for id in ["a/b", "..", "", "a b", "é", long.as_str()] {
+            let error = decided(&["run", "--bundle", "/b", id]).unwrap_err();
+            assert!(error.ends_with("is not a container id"), "{error}");
+        }
+        assert!(decided(&["run", "--bundle", "/b"]).is_ok());
+    }
+}
