@@ -1,9 +1,8 @@
 //! From the kernel's hands to the first request: greets the host, then makes the
 //! file system tree that containers are made from.
 
-use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, open, unlinkat};
 use rustix::io::Errno;
@@ -88,7 +87,7 @@ pub fn boot() -> Result<Channels, BootError> {
 fn standard_streams() -> rustix::io::Result<()> {
     let null: OwnedFd = open("/dev/null", OFlags::RDWR, Mode::empty())?;
     sys::occupy_standard_streams(null.as_fd())?;
-    if std::os::fd::AsRawFd::as_raw_fd(&null) < 3 {
+    if null.as_raw_fd() < 3 {
         // It is one of the standard streams now.
         std::mem::forget(null);
     }
@@ -97,8 +96,7 @@ fn standard_streams() -> rustix::io::Result<()> {
 
 fn kernel_release() -> String {
     let name = rustix::system::uname();
-    let release: &OsStr = std::os::unix::ffi::OsStrExt::from_bytes(name.release().to_bytes());
-    release.to_string_lossy().into_owned()
+    name.release().to_string_lossy().into_owned()
 }
 
 /// Puts a mount of the initial file system on top of itself and makes it the
@@ -106,7 +104,11 @@ fn kernel_release() -> String {
 /// longer has the agent's program, so nothing that escapes to it finds, or can
 /// change, anything.
 fn own_root() -> Result<(), BootError> {
-    unlinkat(CWD, "/init", AtFlags::empty()).tried("remove /init")?;
+    match unlinkat(CWD, "/init", AtFlags::empty()) {
+        // The kernel was told another name.
+        Err(Errno::NOENT) => {}
+        removed => removed.tried("remove /init")?,
+    }
     let initial = inside::own_folder("/").tried("open /")?;
     mounts::make_readonly(initial.as_fd()).tried("make / read-only")?;
     let root = mounts::clone_tree(initial.as_fd(), b"", false).tried("bind /")?;

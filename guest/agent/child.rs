@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::process::{ioctl_tiocsctty, setsid, umask};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use vmrun_protocol::message::{Failure, Report, Stream};
-use vmrun_protocol::plan::{ContainerPlan, namespace};
+use vmrun_protocol::plan::{Bytes, ContainerPlan, namespace};
 
 use crate::failure::{Named, quoted};
 use crate::root_fs::RootFs;
@@ -30,8 +30,8 @@ pub fn run(plan: &ContainerPlan, steps: &[Step<'_>], handshake: &OwnedFd, pipes:
     // Modes of nodes and folders are given in full.
     umask(Mode::empty());
     let failure = match set_up(plan, steps, handshake, pipes) {
-        Ok(()) => match handshake::await_go(handshake) {
-            Ok(true) => program::run(&plan.process),
+        Ok(home) => match handshake::await_go(handshake) {
+            Ok(true) => program::run(&plan.process, home),
             // The agent is gone, and so is the machine.
             _ => sys::exit_now(1),
         },
@@ -41,13 +41,14 @@ pub fn run(plan: &ContainerPlan, steps: &[Step<'_>], handshake: &OwnedFd, pipes:
     sys::exit_now(1)
 }
 
-/// Everything up to the point where only the program is left to run.
+/// Everything up to the point where only the program is left to run. Returns the
+/// user's home folder where `env` says nothing about it.
 fn set_up(
     plan: &ContainerPlan,
     steps: &[Step<'_>],
     handshake: BorrowedFd<'_>,
     pipes: &Pipes,
-) -> Result<(), Failure> {
+) -> Result<Option<Bytes>, Failure> {
     if plan.namespaces & namespace::USER != 0 {
         let mapped = handshake::await_go(handshake).named(|| "user namespace")?;
         if !mapped {
@@ -59,6 +60,7 @@ fn set_up(
         root_fs: RootFs::new()?,
         terminal: None,
         ids: Ids::default(),
+        home: None,
     };
     for step in steps {
         child.carry_out(step)?;
@@ -68,8 +70,10 @@ fn set_up(
     let handles = terminal.map(|t| [t.master.as_fd(), t.slave.as_fd()]);
     let handles = handles.as_ref().map_or(&[][..], |both| both);
     handshake::tell(handshake, &Report::Created, handles).named(|| "report to the agent")?;
+    let home = child.home.take();
     std::mem::forget(child);
-    sys::close_all_but(handshake).named(|| "close descriptors")
+    sys::close_all_but(handshake).named(|| "close descriptors")?;
+    Ok(home)
 }
 
 /// The process while it sets itself up.
@@ -78,6 +82,7 @@ struct Child<'p> {
     root_fs: RootFs,
     terminal: Option<Terminal>,
     ids: Ids,
+    home: Option<Bytes>,
 }
 
 impl Child<'_> {
@@ -117,6 +122,10 @@ impl Child<'_> {
             Step::FindUser(user) => {
                 self.ids = users::find(root_fs.root()?, user)?;
                 umask(Mode::from_raw_mode(user.umask.unwrap_or(0o022) & 0o777));
+                Ok(())
+            }
+            Step::FindHome => {
+                self.home = Some(users::home(root_fs.root()?, self.ids.uid)?);
                 Ok(())
             }
             Step::StandardStreams => self.standard_streams(),

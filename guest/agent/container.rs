@@ -156,7 +156,7 @@ impl Container {
         match &self.cgroup {
             None => true,
             Some(cgroup) => match cgroup.try_remove() {
-                Err(Errno::BUSY) => false,
+                Err(Errno::BUSY) if !self.own_pids => false,
                 _ => {
                     self.cgroup = None;
                     true

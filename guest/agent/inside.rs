@@ -100,18 +100,6 @@ impl Root {
         }
         Ok(parent)
     }
-
-    /// The folder that holds `path`, created where missing, and the last name.
-    pub fn parent_of<'p>(&self, path: &'p [u8]) -> Result<(OwnedFd, &'p [u8])> {
-        let &(start, end) = component_ends(path).last().ok_or(Errno::INVAL)?;
-        let name = path.get(start..end).unwrap_or_default();
-        if name == b".." {
-            return Err(Errno::INVAL);
-        }
-        let folder = path.get(..start).unwrap_or_default();
-        let folder = self.find_or_create(folder, Target::Folder, Symlinks::Inside)?;
-        Ok((folder, name))
-    }
 }
 
 impl AsFd for Root {
@@ -137,6 +125,13 @@ fn component_ends(path: &[u8]) -> Vec<(usize, usize)> {
 /// Whether `path` names the root itself, before any symlink is followed.
 pub fn is_root(path: &[u8]) -> bool {
     component_ends(path).is_empty()
+}
+
+/// Folder part and last name of `path`. None where that is no name of its own.
+pub fn split_last(path: &[u8]) -> Option<(&[u8], &[u8])> {
+    let &(start, end) = component_ends(path).last()?;
+    let (folder, name) = (path.get(..start)?, path.get(start..end)?);
+    (name != b"..").then_some((folder, name))
 }
 
 fn create_file(folder: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
@@ -171,6 +166,9 @@ mod tests {
         assert_eq!(component_ends(b"/a//./bc/"), [(1, 2), (6, 8)]);
         assert!(is_root(b"/.//"));
         assert!(!is_root(b"/.."));
+        assert_eq!(split_last(b"/dev/x/"), Some((&b"/dev/"[..], &b"x"[..])));
+        assert_eq!(split_last(b"/dev/.."), None);
+        assert_eq!(split_last(b"//"), None);
     }
 
     #[test]

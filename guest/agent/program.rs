@@ -14,14 +14,18 @@ use crate::sys;
 /// Where programs are looked for when `env` has no PATH.
 const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Runs the program: returns only when it cannot, with the reason.
-pub fn run(process: &ProcessPlan) -> Failure {
+/// Runs the program, with a HOME of `home` where given: returns only when it
+/// cannot, with the reason.
+pub fn run(process: &ProcessPlan, home: Option<Bytes>) -> Failure {
     let Some(name) = process.args.first() else {
         return setup("args", Errno::INVAL);
     };
-    let (Some(args), Some(env)) = (c_strings(&process.args), c_strings(&process.env)) else {
+    let (Some(args), Some(mut env)) = (c_strings(&process.args), c_strings(&process.env)) else {
         return setup("args and env", Errno::INVAL);
     };
+    if let Some(home) = home.and_then(|home| CString::new([b"HOME=", &*home].concat()).ok()) {
+        env.push(home);
+    }
     let mut refused = Errno::NOENT;
     for path in candidates(name, search_path(&process.env)) {
         let Ok(path) = CString::new(path) else {

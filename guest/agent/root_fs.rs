@@ -15,7 +15,7 @@ use vmrun_protocol::message::Failure;
 use vmrun_protocol::plan::{DeviceKind, DeviceNode, FsType, Mount, MountSource};
 
 use crate::failure::{Named, quoted, setup};
-use crate::inside::{Root, Symlinks, Target, file_type, own_folder};
+use crate::inside::{Root, Symlinks, Target, file_type, own_folder, split_last};
 use crate::mounts;
 
 /// Where the agent has the host's exports, below its own root.
@@ -31,6 +31,9 @@ pub struct RootFs {
     proc: Option<OwnedFd>,
     /// The empty read-only tmpfs that hides folders.
     empty: Option<OwnedFd>,
+    /// The folder in which the last node or link was made, and its path: most
+    /// are in /dev, and each look-up may ask the host.
+    folder: Option<(Vec<u8>, OwnedFd)>,
 }
 
 impl RootFs {
@@ -41,6 +44,7 @@ impl RootFs {
             root: None,
             proc: None,
             empty: None,
+            folder: None,
         })
     }
 
@@ -142,7 +146,7 @@ impl RootFs {
     }
 
     /// Makes a device node, or binds the agent's.
-    pub fn device(&self, node: &DeviceNode, bind: Option<&str>) -> Result<(), Failure> {
+    pub fn device(&mut self, node: &DeviceNode, bind: Option<&str>) -> Result<(), Failure> {
         let made = match bind {
             Some(name) => self.bind_device(node, name),
             None => self.make_device(node),
@@ -150,10 +154,23 @@ impl RootFs {
         made.named(|| format!("device {}", quoted(&node.path)))
     }
 
-    fn make_device(&self, node: &DeviceNode) -> rustix::io::Result<()> {
-        let root = self.root.as_ref().ok_or(Errno::NOENT)?;
-        let (folder, name) = root.parent_of(&node.path)?;
-        make_node(&folder, name, node)
+    fn make_device(&mut self, node: &DeviceNode) -> rustix::io::Result<()> {
+        let (folder, name) = self.parent_of(&node.path)?;
+        make_node(folder, name, node)
+    }
+
+    /// The folder that holds `path`, created where missing, and the last name.
+    fn parent_of<'p>(&mut self, path: &'p [u8]) -> rustix::io::Result<(&OwnedFd, &'p [u8])> {
+        let (parent, name) = split_last(path).ok_or(Errno::INVAL)?;
+        let folder = match self.folder.take() {
+            Some((path, folder)) if path == parent => folder,
+            _ => {
+                let root = self.root.as_ref().ok_or(Errno::NOENT)?;
+                root.find_or_create(parent, Target::Folder, Symlinks::Inside)?
+            }
+        };
+        let (_, folder) = self.folder.insert((parent.to_vec(), folder));
+        Ok((folder, name))
     }
 
     fn bind_device(&self, node: &DeviceNode, name: &str) -> rustix::io::Result<()> {
@@ -165,10 +182,9 @@ impl RootFs {
     }
 
     /// Makes a symlink; what is there already stays.
-    pub fn link(&self, path: &str, target: &str) -> Result<(), Failure> {
-        let make = || {
-            let root = self.root.as_ref().ok_or(Errno::NOENT)?;
-            let (folder, name) = root.parent_of(path.as_bytes())?;
+    pub fn link(&mut self, path: &str, target: &str) -> Result<(), Failure> {
+        let mut make = || {
+            let (folder, name) = self.parent_of(path.as_bytes())?;
             match symlinkat(target, folder, name) {
                 Err(Errno::EXIST) => Ok(()),
                 made => made,

@@ -81,6 +81,8 @@ pub enum Step<'p> {
     Session,
     /// Find the user's numbers. Before limits and ids change.
     FindUser(&'p User),
+    /// Find the user's home folder, for a HOME that `env` does not have.
+    FindHome,
     /// Put the pipes or the terminal on 0, 1 and 2, owned by the user.
     StandardStreams,
     /// prlimit(2).
@@ -266,6 +268,9 @@ fn devices(plan: &ContainerPlan, steps: &mut Vec<Step<'_>>) {
 fn process<'p>(process: &'p ProcessPlan, steps: &mut Vec<Step<'p>>) {
     steps.push(Step::Session);
     steps.push(Step::FindUser(&process.user));
+    if !process.env.iter().any(|entry| entry.starts_with(b"HOME=")) {
+        steps.push(Step::FindHome);
+    }
     steps.push(Step::StandardStreams);
     steps.extend(process.rlimits.iter().map(|limit| Step::Limit(*limit)));
     let capabilities = process.capabilities.unwrap_or_default();
@@ -336,6 +341,7 @@ mod tests {
             at(&steps, |s| matches!(s, Step::RootReadonly)),
             at(&steps, |s| matches!(s, Step::Session)),
             at(&steps, |s| matches!(s, Step::FindUser(_))),
+            at(&steps, |s| matches!(s, Step::FindHome)),
             at(&steps, |s| matches!(s, Step::StandardStreams)),
             at(&steps, |s| matches!(s, Step::Limit(_))),
             at(&steps, |s| matches!(s, Step::BoundingSet(0))),

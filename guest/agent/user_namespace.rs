@@ -1,10 +1,11 @@
 //! What a container in a user namespace of its own needs from the agent, whose
 //! privileges it does not have.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{Access, CWD, Mode, OFlags, access, openat};
 use rustix::io::{Errno, write};
+use rustix::mount::{UnmountFlags, unmount};
 use vmrun_protocol::message::Failure;
 use vmrun_protocol::plan::{ContainerPlan, DeviceKind, DeviceNode};
 
@@ -33,6 +34,10 @@ pub fn prepare(plan: &ContainerPlan) -> Result<(), Failure> {
         uid: 0,
         gid: 0,
     };
+    if exists("/dev/0") {
+        // Nodes of the container before this one.
+        unmount("/dev", UnmountFlags::DETACH).named(|| "agent's \"/dev\"")?;
+    }
     mount_once("tmpfs", b"mode=755", "/dev", "/dev/0")?;
     let folder = own_folder("/dev").named(|| "agent's \"/dev\"")?;
     let named = nodes.iter().enumerate().map(|(i, n)| (i.to_string(), n));
@@ -43,11 +48,7 @@ pub fn prepare(plan: &ContainerPlan) -> Result<(), Failure> {
 }
 
 /// As [`make_node`], with the mode as given, whatever the umask is.
-fn make_exactly(
-    folder: &std::os::fd::OwnedFd,
-    name: &str,
-    node: &DeviceNode,
-) -> rustix::io::Result<()> {
+fn make_exactly(folder: &OwnedFd, name: &str, node: &DeviceNode) -> rustix::io::Result<()> {
     let before = rustix::process::umask(Mode::empty());
     let made = make_node(folder, name.as_bytes(), node);
     rustix::process::umask(before);
@@ -56,7 +57,7 @@ fn make_exactly(
 
 /// Mounts a file system on `target` unless `witness` shows that it is there.
 fn mount_once(name: &str, options: &[u8], target: &str, witness: &str) -> Result<(), Failure> {
-    if rustix::fs::access(witness, rustix::fs::Access::EXISTS).is_ok() {
+    if exists(witness) {
         return Ok(());
     }
     let mount = || {
@@ -64,6 +65,10 @@ fn mount_once(name: &str, options: &[u8], target: &str, witness: &str) -> Result
         mounts::attach(made.as_fd(), own_folder(target)?.as_fd())
     };
     mount().named(|| format!("mount {name} for the user namespace"))
+}
+
+fn exists(path: &str) -> bool {
+    access(path, Access::EXISTS).is_ok()
 }
 
 /// Gives the process every user and group id, each as itself.

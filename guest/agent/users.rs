@@ -1,14 +1,14 @@
 //! Users by name, from the container's own /etc/passwd and /etc/group. The
 //! files are the image's: read once, with a cap, and parsed without trust.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, OFlags};
 use rustix::io::{Errno, read, retry_on_intr};
-use vmrun_protocol::message::Failure;
+use vmrun_protocol::message::{Failure, FailureKind};
 use vmrun_protocol::plan::User;
 
-use crate::failure::{Named, quoted, setup};
+use crate::failure::{Named, failure, quoted, setup};
 use crate::inside::{Root, Symlinks, file_type};
 use crate::mounts::is_missing;
 
@@ -48,13 +48,18 @@ pub fn find(root: &Root, user: &User) -> Result<Ids, Failure> {
 
 fn by_name(root: &Root, name: &[u8]) -> Result<Ids, Failure> {
     let passwd = read_file(root, b"/etc/passwd")?;
-    let (uid, gid) = find_user(&passwd, name).ok_or_else(|| {
-        let what = format!("user {}", quoted(name));
-        crate::failure::failure(vmrun_protocol::message::FailureKind::Setup, what, 0)
-    })?;
+    let unknown = || failure(FailureKind::Setup, format!("user {}", quoted(name)), 0);
+    let (uid, gid) = find_user(&passwd, name).ok_or_else(unknown)?;
     let group = read_file(root, b"/etc/group")?;
     let groups = find_groups(&group, name);
     Ok(Ids { uid, gid, groups })
+}
+
+/// The home folder of user `uid` in the container's /etc/passwd, `/` where it
+/// has none.
+pub fn home(root: &Root, uid: u32) -> Result<Vec<u8>, Failure> {
+    let passwd = read_file(root, b"/etc/passwd")?;
+    Ok(find_home(&passwd, uid).unwrap_or(b"/").to_vec())
 }
 
 /// All of a regular file; a missing one is empty.
@@ -66,7 +71,6 @@ fn read_file(root: &Root, path: &[u8]) -> Result<Vec<u8>, Failure> {
         Err(errno) if is_missing(errno) => return Ok(Vec::new()),
         opened => opened.named(what)?,
     };
-    use std::os::fd::AsFd;
     if file_type(file.as_fd()).named(what)? != FileType::RegularFile {
         return Err(setup(what(), Errno::INVAL));
     }
@@ -96,6 +100,16 @@ fn find_user(passwd: &[u8], name: &[u8]) -> Option<(u32, u32)> {
         let gid = number(fields.next()?)?;
         Some((uid, gid))
     })
+}
+
+/// Home folder of the first user with number `uid` in the text of a passwd(5) file.
+fn find_home(passwd: &[u8], uid: u32) -> Option<&[u8]> {
+    let line = passwd.split(|b| *b == b'\n').find(|line| {
+        let uid_field = line.split(|b| *b == b':').nth(2);
+        uid_field.and_then(number) == Some(uid)
+    })?;
+    let home = line.split(|b| *b == b':').nth(5)?;
+    (home.first() == Some(&b'/') && !home.contains(&0)).then_some(home)
 }
 
 /// Groups in the text of a group(5) file that list `user` as a member.
@@ -163,6 +177,14 @@ mod tests {
     }
 
     #[test]
+    fn homes_are_found_by_number() {
+        assert_eq!(find_home(PASSWD, 0), Some(&b"/root"[..]));
+        assert_eq!(find_home(PASSWD, 33), Some(&b"/"[..]));
+        assert_eq!(find_home(PASSWD, 5), None);
+        assert_eq!(find_home(b"u:x:1:1::relative:", 1), None);
+    }
+
+    #[test]
     fn groups_list_members() {
         let group = b"root:x:0:\naudio:x:29:bob,www\nvideo:x:44:www\nx:x::www\ny:x:9:wwww\n";
         assert_eq!(find_groups(group, b"www"), [29, 44]);
@@ -209,6 +231,7 @@ mod tests {
         fn any_text_is_survived(text in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = find_user(&text, b"a");
             let _ = find_groups(&text, b"a");
+            let _ = find_home(&text, 1);
         }
     }
 }

@@ -1,0 +1,372 @@
+//! The agent without a machine: its loop as PID 1 of a pid namespace, in a mount
+//! namespace whose root looks as the guest's does, unix sockets in place of
+//! vsock. Needs root. The tests play the host.
+#![allow(unsafe_code, dead_code)]
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
+use rustix::process::{Pid, Signal, WaitOptions, chdir, pivot_root, waitpid};
+use tempfile::TempDir;
+use vmrun_agent::container::Guest;
+use vmrun_agent::serve::{Channels, serve};
+use vmrun_agent::sys::{self, Cloned};
+use vmrun_protocol::frame;
+use vmrun_protocol::message::{ExitStatus, Failure, INIT, Report, Request, Stream, StreamHeader};
+use vmrun_protocol::plan::{
+    ContainerPlan, DeviceRule, FsType, Mount, MountSource, ProcessPlan, WindowSize, namespace,
+};
+
+/// How long the agent may take for anything, and to live.
+const LIMIT_S: u32 = 60;
+
+/// The host's side of one agent.
+pub struct Host {
+    /// What the agent sees as `/`: `share/root` is the container's root.
+    pub tree: TempDir,
+    control: UnixStream,
+    agent: Pid,
+    cgroup: Option<PathBuf>,
+}
+
+/// What a container left behind.
+#[derive(Debug)]
+pub struct Outcome {
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    pub status: ExitStatus,
+}
+
+impl Outcome {
+    pub fn text(&self) -> String {
+        assert_eq!(self.status, ExitStatus::Code(0), "{self:?}");
+        String::from_utf8(self.stdout.clone()).unwrap()
+    }
+}
+
+impl Host {
+    /// An agent and a root file system with busybox in it.
+    pub fn new() -> Self {
+        Self::in_cgroup(None)
+    }
+
+    /// The same with a cgroup v2 tree of its own; none where this system has none.
+    pub fn with_cgroup() -> Option<Self> {
+        let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
+        let root = roots
+            .into_iter()
+            .find(|root| root.join("cgroup.procs").exists())?;
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let group = root.join(format!("agent-test-{}-{count}", std::process::id()));
+        fs::create_dir(&group).ok()?;
+        Some(Self::in_cgroup(Some(group)))
+    }
+
+    fn in_cgroup(cgroup: Option<PathBuf>) -> Self {
+        let tree = tempfile::tempdir().unwrap();
+        guest_tree(tree.path());
+        let listener = UnixListener::bind(tree.path().join("stream")).unwrap();
+        let (control, other) = UnixStream::pair().unwrap();
+        control
+            .set_read_timeout(Some(Duration::from_secs(LIMIT_S.into())))
+            .unwrap();
+        let root = tree.path().to_owned();
+        // SAFETY: glibc's fork leaves the child a usable allocator, and the child
+        // never returns into the test.
+        let agent = match unsafe { libc::fork() } {
+            0 => agent_parent(&root, other, listener, cgroup.as_deref()),
+            pid => Pid::from_raw(pid).expect("fork"),
+        };
+        Self {
+            tree,
+            control,
+            agent,
+            cgroup,
+        }
+    }
+
+    /// Groups that the agent has made.
+    pub fn groups(&self) -> usize {
+        let group = self.cgroup.as_ref().unwrap();
+        let entries = fs::read_dir(group).unwrap();
+        entries
+            .filter(|e| e.as_ref().unwrap().file_type().unwrap().is_dir())
+            .count()
+    }
+
+    /// A path in the container's root.
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.tree.path().join("share/root").join(path)
+    }
+
+    pub fn request(&mut self, request: Request) {
+        frame::write(&mut self.control, &request, frame::MAX_TO_GUEST_BYTES).unwrap();
+    }
+
+    pub fn report(&mut self) -> Report {
+        frame::read(&mut self.control, frame::MAX_TO_HOST_BYTES).unwrap()
+    }
+
+    pub fn connect(&self, stream: Stream) -> UnixStream {
+        let mut socket = UnixStream::connect(self.tree.path().join("stream")).unwrap();
+        let header = StreamHeader {
+            process: INIT,
+            stream,
+        };
+        frame::write(&mut socket, &header, StreamHeader::MAX_BYTES).unwrap();
+        socket
+    }
+
+    pub fn create(&mut self, plan: &ContainerPlan) -> Result<(), Failure> {
+        self.request(Request::Create(Box::new(plan.clone())));
+        match self.report() {
+            Report::Created => Ok(()),
+            Report::Failed(failure) => Err(failure),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn start(&mut self) -> Result<(), Failure> {
+        self.request(Request::Start);
+        match self.report() {
+            Report::Started => Ok(()),
+            Report::Failed(failure) => Err(failure),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn exited(&mut self) -> ExitStatus {
+        match self.report() {
+            Report::Exited {
+                process: INIT,
+                status,
+            } => status,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Runs a container to its end, with `input` on its stdin.
+    pub fn run_with(&mut self, plan: &ContainerPlan, input: Vec<u8>) -> Outcome {
+        self.create(plan).unwrap();
+        let mut stdin = self.connect(Stream::Stdin);
+        let stdout = collect(self.connect(Stream::Stdout));
+        let stderr = collect(self.connect(Stream::Stderr));
+        self.start().unwrap();
+        let feeder = thread::spawn(move || {
+            let _ = stdin.write_all(&input);
+        });
+        let status = self.exited();
+        feeder.join().unwrap();
+        Outcome {
+            stdout: stdout.join().unwrap(),
+            stderr: stderr.join().unwrap(),
+            status,
+        }
+    }
+
+    pub fn run(&mut self, plan: &ContainerPlan) -> Outcome {
+        self.run_with(plan, Vec::new())
+    }
+
+    /// Runs a shell script.
+    pub fn sh(&mut self, script: &str) -> Outcome {
+        self.run(&plan(&["sh", "-c", script]))
+    }
+}
+
+impl Drop for Host {
+    /// Ends the agent as the host does, by closing its connection.
+    fn drop(&mut self) {
+        let _ = self.control.shutdown(std::net::Shutdown::Both);
+        let ended = waitpid(Some(self.agent), WaitOptions::empty());
+        let removed = self.cgroup.as_ref().map_or(Ok(()), fs::remove_dir);
+        if !thread::panicking() {
+            let (_, status) = ended.unwrap().unwrap();
+            assert_eq!(status.exit_status(), Some(0), "agent: {status:?}");
+            removed.unwrap();
+        }
+    }
+}
+
+/// Reads a stream to its end.
+pub fn collect(mut socket: UnixStream) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut all = Vec::new();
+        let _ = socket.read_to_end(&mut all);
+        all
+    })
+}
+
+/// What the initramfs and the agent's boot make in a guest.
+fn guest_tree(tree: &Path) {
+    for folder in ["dev", "proc", "sys", "share/root"] {
+        fs::create_dir_all(tree.join(folder)).unwrap();
+    }
+    let null = tree.join("dev/null");
+    let mode = Mode::from_raw_mode(0o666);
+    mknodat(CWD, &null, FileType::CharacterDevice, mode, makedev(1, 3)).unwrap();
+    let root = tree.join("share/root");
+    for folder in ["bin", "etc", "tmp"] {
+        fs::create_dir_all(root.join(folder)).unwrap();
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+    for applet in APPLETS {
+        symlink("busybox", root.join("bin").join(applet)).unwrap();
+    }
+    fs::write(
+        root.join("etc/passwd"),
+        "root:x:0:0::/:\nuser:x:7:8::/home/user:\n",
+    )
+    .unwrap();
+    fs::write(root.join("etc/group"), "root:x:0:\nextra:x:99:user\n").unwrap();
+}
+
+const APPLETS: [&str; 31] = [
+    "cat", "chroot", "cp", "dd", "echo", "env", "false", "grep", "head", "hostname", "id", "ip",
+    "kill", "ls", "mkdir", "mount", "pwd", "readlink", "sh", "sleep", "stat", "stty", "touch",
+    "true", "mknod", "tty", "umount", "wc", "yes", "nc", "test",
+];
+
+/// The process between the test and the agent: makes its namespaces, and ends
+/// with it or at the limit.
+fn agent_parent(
+    root: &Path,
+    control: UnixStream,
+    listener: UnixListener,
+    cgroup: Option<&Path>,
+) -> ! {
+    // SAFETY: no memory is passed.
+    unsafe { libc::alarm(LIMIT_S) };
+    let mut namespaces = namespace::MOUNT | namespace::PID;
+    if let Some(group) = cgroup {
+        namespaces |= namespace::CGROUP;
+        if fs::write(group.join("cgroup.procs"), "0").is_err() {
+            sys::exit_now(96);
+        }
+    }
+    match sys::clone3(namespaces, None) {
+        Ok(Cloned::Child) => agent(root, control, listener, cgroup.is_some()),
+        Ok(Cloned::Parent(pid)) => {
+            drop((control, listener));
+            let pid = Pid::from_raw(pid as i32);
+            let ended = waitpid(pid, WaitOptions::empty());
+            let code = ended
+                .ok()
+                .flatten()
+                .and_then(|(_, status)| status.exit_status());
+            sys::exit_now(code.unwrap_or(99))
+        }
+        Err(_) => sys::exit_now(98),
+    }
+}
+
+/// PID 1 of the pretended guest.
+fn agent(root: &Path, control: UnixStream, listener: UnixListener, cgroups: bool) -> ! {
+    let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+    let enter = || -> rustix::io::Result<OwnedFd> {
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        mount_change("/", private)?;
+        mount_bind(root, root)?;
+        chdir(root)?;
+        pivot_root(".", ".")?;
+        unmount(".", UnmountFlags::DETACH)?;
+        sys::block_signals()
+    };
+    let Ok(signals) = enter() else {
+        sys::exit_now(97)
+    };
+    let channels = Channels {
+        control: File::from(OwnedFd::from(control)),
+        listener: listener.into(),
+        signals,
+    };
+    // The host's closing of the connection is how every test ends.
+    let _ = serve(channels, Guest { cgroups });
+    sys::exit_now(0)
+}
+
+pub fn mount(fs_type: FsType, destination: &str, data: &str) -> Mount {
+    Mount {
+        destination: destination.into(),
+        source: MountSource::FileSystem {
+            fs_type,
+            label: b"none".to_vec(),
+        },
+        flags: libc::MS_NOSUID,
+        propagation: vec![],
+        data: data.into(),
+    }
+}
+
+pub fn export(name: &str, destination: &str, is_dir: bool, flags: u64) -> Mount {
+    Mount {
+        source: MountSource::Export {
+            name: name.to_owned(),
+            is_dir,
+            recursive: true,
+        },
+        flags,
+        ..mount(FsType::Tmpfs, destination, "")
+    }
+}
+
+/// A container as `runc spec` describes one.
+pub fn plan(args: &[&str]) -> ContainerPlan {
+    ContainerPlan {
+        hostname: Some(b"inside".to_vec()),
+        namespaces: namespace::PID
+            | namespace::UTS
+            | namespace::IPC
+            | namespace::NETWORK
+            | namespace::MOUNT,
+        mounts: vec![
+            mount(FsType::Proc, "/proc", ""),
+            mount(FsType::Tmpfs, "/dev", "mode=755,size=65536k"),
+            mount(
+                FsType::Devpts,
+                "/dev/pts",
+                "newinstance,ptmxmode=0666,mode=0620,gid=5",
+            ),
+            mount(FsType::Tmpfs, "/dev/shm", "mode=1777"),
+            mount(FsType::Mqueue, "/dev/mqueue", ""),
+            Mount {
+                flags: libc::MS_RDONLY | libc::MS_NOEXEC,
+                ..mount(FsType::Sysfs, "/sys", "")
+            },
+        ],
+        device_rules: vec![DeviceRule {
+            allow: true,
+            kind: None,
+            major: None,
+            minor: None,
+            access: 7,
+        }],
+        process: ProcessPlan {
+            args: args.iter().map(|arg| arg.as_bytes().to_vec()).collect(),
+            env: vec![b"PATH=/sbin:/bin".to_vec(), b"TERM=dumb".to_vec()],
+            cwd: b"/".to_vec(),
+            ..ProcessPlan::default()
+        },
+        ..ContainerPlan::default()
+    }
+}
+
+/// The same with a terminal of 30 by 90.
+pub fn terminal_plan(args: &[&str]) -> ContainerPlan {
+    let mut plan = plan(args);
+    plan.process.terminal = Some(WindowSize {
+        rows: 30,
+        columns: 90,
+    });
+    plan
+}
