@@ -172,6 +172,20 @@ mod tests {
     }
 
     #[test]
+    fn the_driver_need_not_notify_while_it_is_served() {
+        let memory = memory(0x10000);
+        let mut guest = GuestQueue::new(&memory, 0x1000, 16);
+        let mut queue = guest.device_queue(false);
+        guest.add(&[(0x8000, 1, 0)]);
+        drain(&mut queue, &memory, |_| {
+            assert!(!guest.wants_kicks());
+            0
+        })
+        .unwrap();
+        assert!(guest.wants_kicks());
+    }
+
+    #[test]
     fn a_turn_ends_while_the_driver_goes_on_adding() {
         let memory = memory(0x10000);
         let mut guest = GuestQueue::new(&memory, 0x1000, 16);

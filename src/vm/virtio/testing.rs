@@ -127,6 +127,22 @@ impl GuestQueue {
         self.memory.write_obj(value, GuestAddress(address)).unwrap();
     }
 
+    /// With event_idx: whether the device wants to hear of the next chain.
+    pub fn wants_kick(&self) -> bool {
+        let address = self.used_ring() + 4 + 8 * u64::from(self.size);
+        let event: u16 = self.memory.read_obj(GuestAddress(address)).unwrap();
+        event == self.avail_idx
+    }
+
+    /// Without event_idx: whether the device wants to hear of chains at all.
+    pub fn wants_kicks(&self) -> bool {
+        let flags: u16 = self
+            .memory
+            .read_obj(GuestAddress(self.used_ring()))
+            .unwrap();
+        flags == 0
+    }
+
     /// The oldest buffer that was used since the last call: head and length.
     pub fn next_used(&mut self) -> Option<(u16, u32)> {
         let idx: u16 = self

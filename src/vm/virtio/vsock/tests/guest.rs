@@ -1,5 +1,7 @@
 //! A guest's driver for the device, with the device's event loop turned by hand.
 
+use std::io::{ErrorKind, Read};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use event_manager::{
@@ -276,4 +278,33 @@ pub fn pattern(from: usize, len: usize) -> Vec<u8> {
     (from..from + len)
         .map(|i| (i ^ (i >> 8) ^ (i >> 16)) as u8)
         .collect()
+}
+
+/// A guest that has connected to a stream of the host, and the host's end.
+pub fn connected() -> (Guest, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    let mut guest = Guest::new(vec![(PORT, HostPort::Once(ours))]);
+    guest.connect();
+    (guest, theirs)
+}
+
+pub fn read_all(stream: &mut UnixStream) -> Vec<u8> {
+    let mut data = Vec::new();
+    match stream.read_to_end(&mut data) {
+        Ok(_) => data,
+        Err(error) if error.kind() == ErrorKind::WouldBlock => data,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+pub fn at_end(stream: &mut UnixStream) -> bool {
+    matches!(stream.read(&mut [0]), Ok(0))
+}
+
+pub fn shutdown_flags(packets: &[(Header, Vec<u8>)]) -> u32 {
+    let shutdowns = packets
+        .iter()
+        .filter(|(header, _)| header.op == OP_SHUTDOWN);
+    shutdowns.fold(0, |flags, (header, _)| flags | header.flags)
 }

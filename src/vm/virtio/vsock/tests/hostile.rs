@@ -16,14 +16,6 @@ use super::super::wire::*;
 use super::guest::*;
 use crate::spec::HostPort;
 
-fn connected() -> (Guest, UnixStream) {
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    theirs.set_nonblocking(true).unwrap();
-    let mut guest = Guest::new(vec![(PORT, HostPort::Once(ours))]);
-    guest.connect();
-    (guest, theirs)
-}
-
 /// The connection was reset, and the host's stream has ended.
 fn assert_reset(guest: &mut Guest, host: &mut UnixStream, why: &str) {
     assert_eq!(guest.receive_ops(), [OP_RST], "{why}");

@@ -1,6 +1,7 @@
 //! The device through the eyes of a guest's driver, and of the host's end of its
 //! streams.
 
+mod closing;
 mod guest;
 mod hostile;
 mod streams;
