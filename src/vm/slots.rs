@@ -12,8 +12,10 @@ use crate::event_loop::{EventLoop, LoopError, Subscriber};
 use crate::kvm::{KvmError, Vm};
 use crate::memory::layout::{GSI_LAST, MMIO_START, MMIO_WINDOW, VIRTIO_GSI_FIRST};
 use crate::spec::MachineSpec;
+use crate::virtio::blk::{Blk, BlkError};
 use crate::virtio::console::Console;
 use crate::virtio::device::{Device, DeviceError};
+use crate::virtio::fs::{Fs, FsError};
 use crate::virtio::mmio::{MmioTransport, TransportError};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Vsock, VsockHandle};
@@ -33,6 +35,12 @@ pub enum SlotsError {
     /// The device itself.
     #[error("virtio device")]
     Device(#[from] DeviceError),
+    /// The file system device.
+    #[error("virtio-fs")]
+    Fs(#[from] FsError),
+    /// A block device.
+    #[error("virtio-blk")]
+    Blk(#[from] BlkError),
     /// Its transport.
     #[error(transparent)]
     Transport(#[from] TransportError),
@@ -68,18 +76,25 @@ impl<'a> Slots<'a> {
         }
     }
 
-    /// Adds what `spec` asks for, and takes it out of `spec`. Devices that may
-    /// block on the host's disks have a loop of their own.
+    /// Adds what `spec` asks for, and takes it out of `spec`. What may wait for
+    /// the host's disks has a loop of its own.
     pub fn add_devices(
         &mut self,
         spec: &mut MachineSpec,
     ) -> Result<Option<VsockHandle>, SlotsError> {
         const IO: &str = "io";
+        const FILES: &str = "files";
         let mut handle = None;
         if let Some(vsock) = spec.vsock.take() {
             let (device, vsock_handle) = Vsock::new(vsock)?;
             self.add(IO, Box::new(device))?;
             handle = Some(vsock_handle);
+        }
+        if let Some(fs) = spec.fs.take() {
+            self.add(FILES, Box::new(Fs::new(fs)?))?;
+        }
+        for (index, drive) in spec.drives.drain(..).enumerate() {
+            self.add(FILES, Box::new(Blk::new(index, drive)?))?;
         }
         if spec.rng {
             self.add(IO, Box::new(Rng::new()?))?;
