@@ -80,25 +80,36 @@ impl Root {
         }
     }
 
+    /// Goes up to the deepest folder that exists, then down again, creating.
     fn create(&self, path: &[u8], target: Target, symlinks: Symlinks) -> Result<OwnedFd> {
-        let mut parent = self.find(b"/", symlinks)?;
         let ends = component_ends(path);
-        for (index, &(start, end)) in ends.iter().enumerate() {
-            let prefix = path.get(..end).unwrap_or_default();
+        let prefix = |count: usize| match count.checked_sub(1).and_then(|i| ends.get(i)) {
+            Some(&(_, end)) => path.get(..end).unwrap_or_default(),
+            None => b"/",
+        };
+        let mut count = ends.len();
+        let mut handle = loop {
+            count = count.checked_sub(1).ok_or(Errno::NOENT)?;
+            match self.find(prefix(count), symlinks) {
+                Err(Errno::NOENT) => {}
+                found => break found?,
+            }
+        };
+        for (index, &(start, end)) in ends.iter().enumerate().skip(count) {
             let name = path.get(start..end).unwrap_or_default();
-            parent = match self.find(prefix, symlinks) {
-                Err(Errno::NOENT) => {
-                    if index + 1 == ends.len() && target == Target::File {
-                        create_file(parent.as_fd(), name)?;
-                    } else {
-                        mkdirat(&parent, name, FOLDER_MODE)?;
-                    }
-                    self.find(prefix, symlinks)?
-                }
-                found => found?,
+            let made = if index + 1 == ends.len() && target == Target::File {
+                create_file(handle.as_fd(), name)
+            } else {
+                mkdirat(&handle, name, FOLDER_MODE)
             };
+            match made {
+                // `..`, or a symlink that leads to nothing: the look-up tells.
+                Err(Errno::EXIST) => {}
+                made => made?,
+            }
+            handle = self.find(prefix(index + 1), symlinks)?;
         }
-        Ok(parent)
+        Ok(handle)
     }
 }
 
@@ -187,6 +198,11 @@ mod tests {
             .unwrap();
         assert!(inside.join("c/file").is_file());
         assert_eq!(fs::read_dir(dir.path().join("outside")).unwrap().count(), 0);
+        root.find_or_create(b"/new/../beside", Target::Folder, Symlinks::Inside)
+            .unwrap();
+        assert!(inside.join("new").is_dir() && inside.join("beside").is_dir());
+        let file = root.find_or_create(b"/c/file/x", Target::File, Symlinks::Inside);
+        assert_eq!(file.unwrap_err(), Errno::NOTDIR);
     }
 
     #[test]
@@ -196,7 +212,7 @@ mod tests {
         fs::create_dir(&inside).unwrap();
         symlink(dir.path().join("made"), inside.join("link")).unwrap();
         let made = root(&inside).find_or_create(b"/link", Target::File, Symlinks::Inside);
-        assert_eq!(made.unwrap_err(), Errno::EXIST);
+        assert_eq!(made.unwrap_err(), Errno::NOENT);
         assert!(!dir.path().join("made").exists());
     }
 

@@ -15,7 +15,7 @@ use vmrun_protocol::message::Failure;
 use vmrun_protocol::plan::{DeviceKind, DeviceNode, FsType, Mount, MountSource};
 
 use crate::failure::{Named, quoted, setup};
-use crate::inside::{Root, Symlinks, Target, file_type, own_folder, split_last};
+use crate::inside::{Root, Symlinks, Target, file_type, is_root, own_folder, split_last};
 use crate::mounts;
 
 /// Where the agent has the host's exports, below its own root.
@@ -293,6 +293,10 @@ impl RootFs {
     /// Enters the working folder, created where missing. By handle and without
     /// magic links: it cannot be a descriptor of the agent's (CVE-2024-21626).
     pub fn enter_working_folder(&self, path: &[u8]) -> Result<(), Failure> {
+        if is_root(path) {
+            // Where pivot_root has left us.
+            return Ok(());
+        }
         let what = || format!("cwd {}", quoted(path));
         let root = self.root()?;
         let folder = root.find_or_create(path, Target::Folder, Symlinks::Inside);

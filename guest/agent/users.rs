@@ -82,13 +82,13 @@ fn read_capped(file: &OwnedFd) -> rustix::io::Result<Vec<u8>> {
     let mut chunk = [0; 4096];
     loop {
         let len = retry_on_intr(|| read(file, &mut chunk))?;
-        if len == 0 {
-            return Ok(content);
-        }
         if content.len() + len > FILE_MAX_BYTES {
             return Err(Errno::FBIG);
         }
         content.extend_from_slice(chunk.get(..len).unwrap_or_default());
+        if len < chunk.len() {
+            return Ok(content);
+        }
     }
 }
 

@@ -5,11 +5,12 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -73,6 +74,9 @@ impl Host {
     }
 
     fn in_cgroup(cgroup: Option<PathBuf>) -> Self {
+        // A fork while another test writes its busybox would keep it busy.
+        static FORK: Mutex<()> = Mutex::new(());
+        let lock = FORK.lock().unwrap_or_else(PoisonError::into_inner);
         let tree = tempfile::tempdir().unwrap();
         guest_tree(tree.path());
         let listener = UnixListener::bind(tree.path().join("stream")).unwrap();
@@ -87,6 +91,7 @@ impl Host {
             0 => agent_parent(&root, other, listener, cgroup.as_deref()),
             pid => Pid::from_raw(pid).expect("fork"),
         };
+        drop(lock);
         Self {
             tree,
             control,
@@ -245,6 +250,7 @@ fn agent_parent(
     listener: UnixListener,
     cgroup: Option<&Path>,
 ) -> ! {
+    let (control, listener) = keep_only(control.into(), listener.into());
     // SAFETY: no memory is passed.
     unsafe { libc::alarm(LIMIT_S) };
     let mut namespaces = namespace::MOUNT | namespace::PID;
@@ -270,8 +276,24 @@ fn agent_parent(
     }
 }
 
+/// Closes what other tests have open in this process: their streams would never
+/// end.
+fn keep_only(control: OwnedFd, listener: OwnedFd) -> (OwnedFd, OwnedFd) {
+    const KEPT: [i32; 2] = [900, 901];
+    // SAFETY: whatever else is open has no owner in this forked process that is
+    // ever used again; the two made here are owned once.
+    unsafe {
+        libc::dup2(control.as_raw_fd(), KEPT[0]);
+        libc::dup2(listener.as_raw_fd(), KEPT[1]);
+        std::mem::forget((control, listener));
+        libc::close_range(3, KEPT[0] as u32 - 1, 0);
+        libc::close_range(KEPT[1] as u32 + 1, u32::MAX, 0);
+        (OwnedFd::from_raw_fd(KEPT[0]), OwnedFd::from_raw_fd(KEPT[1]))
+    }
+}
+
 /// PID 1 of the pretended guest.
-fn agent(root: &Path, control: UnixStream, listener: UnixListener, cgroups: bool) -> ! {
+fn agent(root: &Path, control: OwnedFd, listener: OwnedFd, cgroups: bool) -> ! {
     let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
     let enter = || -> rustix::io::Result<OwnedFd> {
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
@@ -286,8 +308,8 @@ fn agent(root: &Path, control: UnixStream, listener: UnixListener, cgroups: bool
         sys::exit_now(97)
     };
     let channels = Channels {
-        control: File::from(OwnedFd::from(control)),
-        listener: listener.into(),
+        control: File::from(control),
+        listener,
         signals,
     };
     // The host's closing of the connection is how every test ends.
