@@ -8,8 +8,11 @@ use vmrun_protocol::plan::{Bytes, FsType};
 use crate::mount_options::{self, MountOptions, Recursive};
 use crate::{Error, text};
 
-/// Most mounts of one container. Every bind mount holds a descriptor.
+/// Most mounts of one container.
 const MAX_MOUNTS: usize = 512;
+
+/// Most bind mounts: a share has 255 exports, and the root is one.
+const MAX_BIND_MOUNTS: usize = 254;
 
 /// One entry of `mounts`; the source of a bind mount is not opened yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,7 +59,18 @@ impl Mount {
 pub fn resolve(entries: &[SpecMount]) -> Result<Vec<Mount>, Error> {
     text::at_most("mounts", entries.len(), MAX_MOUNTS)?;
     let mount = |(i, entry)| mount(&format!("mounts[{i}]"), entry);
-    entries.iter().enumerate().map(mount).collect()
+    let mounts: Vec<Mount> = entries
+        .iter()
+        .enumerate()
+        .map(mount)
+        .collect::<Result<_, _>>()?;
+    let is_bind = |m: &&Mount| matches!(m.source, Source::Bind { .. });
+    let binds = mounts.iter().filter(is_bind).count();
+    if binds > MAX_BIND_MOUNTS {
+        let problem = format!("has {binds} bind mounts, more than {MAX_BIND_MOUNTS}");
+        return Err(Error::property("mounts", problem));
+    }
+    Ok(mounts)
 }
 
 fn mount(path: &str, entry: &SpecMount) -> Result<Mount, Error> {
@@ -236,5 +250,14 @@ mod tests {
         let one = SpecMount::default();
         let message = resolve(&vec![one; 100_000]).unwrap_err().to_string();
         assert_eq!(message, "mounts: has 100000 entries, more than 512");
+    }
+
+    #[test]
+    fn more_bind_mounts_than_a_share_has_exports() {
+        let bind = r#"{"destination":"/d","source":"/s","options":["bind"]}"#;
+        let one: SpecMount = serde_json::from_str(bind).unwrap();
+        assert!(resolve(&vec![one.clone(); 254]).is_ok());
+        let message = resolve(&vec![one; 255]).unwrap_err().to_string();
+        assert_eq!(message, "mounts: has 255 bind mounts, more than 254");
     }
 }
