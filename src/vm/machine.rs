@@ -111,7 +111,7 @@ impl Machine {
         boot::mptable::write_table(&memory, spec.vcpu_count)?;
         timeline.mark("kernel loaded");
 
-        let vcpus = cpu::create(&vm, spec.vcpu_count, entry, &memory)?;
+        let vcpus = cpu::create(&vm, spec.vcpu_count, entry, &memory, host)?;
         let (mmio, loops) = slots.finish(&outcome)?;
         let ports = ports(&vm, &mut spec, timeline, &outcome)?;
         timeline.mark("machine built");

@@ -9,7 +9,9 @@ mod run;
 use kvm_ioctls::{VcpuFd, VmFd};
 
 use crate::boot::Entry;
+use crate::emulate;
 use crate::kvm::{KvmError, Vm, failed};
+use crate::probe::HostKind;
 
 pub use run::{Kicker, VcpuContext, VcpuThread, install_kick_handler};
 
@@ -20,6 +22,7 @@ pub fn create(
     count: u8,
     entry: Entry,
     memory: &vm_memory::GuestMemoryMmap,
+    host: HostKind,
 ) -> Result<Vec<VcpuFd>, CpuError> {
     let host_cpuid = vm
         .kvm
@@ -27,7 +30,11 @@ pub fn create(
         .map_err(failed("read the supported CPUID"))?;
     let mut vcpus = Vec::with_capacity(count.into());
     for id in 0..count {
-        let vcpu = create_one(&vm.fd, id)?;
+        let mut vcpu = create_one(&vm.fd, id)?;
+        if host == HostKind::Software {
+            // Halves the cost of each instruction that is completed here.
+            emulate::share_registers(&vm.kvm, &mut vcpu);
+        }
         let cpuid = cpuid::for_vcpu(&host_cpuid, id, count);
         vcpu.set_cpuid2(&cpuid).map_err(failed("set CPUID"))?;
         msrs::set(&vcpu)?;
