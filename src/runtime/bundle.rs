@@ -1,6 +1,5 @@
 //! The bundle: its config.json, and every path in it opened once.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -109,14 +108,6 @@ fn open_source(bundle: impl AsFd, path: &Path) -> io::Result<BindSource> {
     Err(io::Error::other(format!(
         "is {what}: only folders and regular files can be shared with a machine"
     )))
-}
-
-/// `file` as a fresh file for writing.
-pub(crate) fn create_output(path: &Path) -> Result<File, Error> {
-    File::create(path).map_err(|source| Error::Bundle {
-        path: path.to_owned(),
-        source,
-    })
 }
 
 #[cfg(test)]

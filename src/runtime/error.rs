@@ -24,6 +24,14 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// A file that was asked for on the command line cannot be written.
+    #[error("output {path:?}")]
+    Output {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// config.json is missing, malformed or asks for what cannot be.
     #[error(transparent)]
     Config(#[from] vmrun_oci::Error),
@@ -49,6 +57,16 @@ pub enum Error {
         what: &'static str,
         /// Where it was looked for.
         path: PathBuf,
+    },
+    /// A file of the guest image is there and cannot be used.
+    #[error("{what} {path:?}")]
+    GuestFile {
+        /// Which file.
+        what: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
     },
     /// The machine cannot be built or started.
     #[error("cannot start the machine")]

@@ -1,6 +1,7 @@
 //! Where guest kernel and initramfs are.
 
 use std::ffi::OsString;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::Error;
@@ -63,17 +64,22 @@ pub fn find(
         kernel: named(kernel, name),
         initramfs: named(initramfs, INITRAMFS),
     };
-    let missing = |what, path: &PathBuf| Error::GuestImage {
-        what,
-        path: path.clone(),
-    };
-    if !image.kernel.is_file() {
-        return Err(missing(what, &image.kernel));
-    }
-    if !image.initramfs.is_file() {
-        return Err(missing("guest initramfs", &image.initramfs));
-    }
+    check(what, &image.kernel)?;
+    check("guest initramfs", &image.initramfs)?;
     Ok(image)
+}
+
+fn check(what: &'static str, path: &Path) -> Result<(), Error> {
+    let path = path.to_owned();
+    let source = match std::fs::metadata(&path) {
+        Ok(metadata) if metadata.is_file() => return Ok(()),
+        Ok(_) => io::Error::other("not a regular file"),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(Error::GuestImage { what, path });
+        }
+        Err(e) => e,
+    };
+    Err(Error::GuestFile { what, path, source })
 }
 
 #[cfg(test)]
@@ -106,6 +112,8 @@ mod tests {
             missing.starts_with("no guest kernel for several vCPUs"),
             "{missing}"
         );
+        let folder = find(dir.path(), Some(dir.path()), None, 1).unwrap_err();
+        assert!(matches!(folder, Error::GuestFile { .. }), "{folder}");
         let own = dir.path().join(INITRAMFS);
         assert_eq!(find(dir.path(), Some(&own), None, 2).unwrap().kernel, own);
     }

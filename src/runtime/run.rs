@@ -1,7 +1,8 @@
 //! `vmrun run`: a bundle from its folder to its exit code.
 
+use std::fs::File;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 use vmrun_protocol::message::INIT;
@@ -10,7 +11,7 @@ use vmrun_protocol::{CONTROL_PORT, FS_TAG};
 use vmrun_vm::spec::{BootProtocol, FsExport, FsSpec, HostPort, MachineSpec, VsockSpec};
 use vmrun_vm::trace::Timeline;
 
-use crate::bundle::{Bundle, create_output};
+use crate::bundle::Bundle;
 use crate::control::Control;
 use crate::guest_image::{self, GuestImage};
 use crate::plan::{self, AskedShape, Shape};
@@ -90,16 +91,20 @@ pub fn run(request: &RunRequest, timeline: &Timeline) -> Result<u8, Error> {
     let relays = Relays::start(&machine, INIT, has_terminal, HostStreams::own()?)?;
     let raw = has_terminal.then(|| RawTerminal::enter(rustix::stdio::stdin()));
     let raw = raw.transpose()?;
-    session.start()?;
-    timeline.mark("container started");
-    let status = session.wait()?;
+    let status = session.start().and_then(|()| {
+        timeline.mark("container started");
+        session.wait()
+    });
     timeline.mark("container exited");
-    session.drain(&relays)?;
+    if status.is_ok() {
+        session.drain(&relays)?;
+    }
     log::debug!("{}", machine.stop());
+    timeline.mark("machine stopped");
+    // What has left the guest arrives, however it ended.
     relays.finish(&signals)?;
     drop(raw);
-    timeline.mark("machine stopped");
-    Ok(status.shell_code())
+    status.map(|status| status.shell_code())
 }
 
 fn machine_spec(
@@ -109,7 +114,7 @@ fn machine_spec(
     exports: Vec<FsExport>,
     agent_end: UnixStream,
 ) -> Result<MachineSpec, Error> {
-    let output = |path: &Option<PathBuf>| path.as_deref().map(create_output).transpose();
+    let output = |path: &Option<PathBuf>| path.as_deref().map(create).transpose();
     Ok(MachineSpec {
         kernel: image.kernel,
         initramfs: Some(image.initramfs),
@@ -130,6 +135,13 @@ fn machine_spec(
         console: output(&request.console)?,
         serial: output(&request.serial)?,
         profile: None,
+    })
+}
+
+fn create(path: &Path) -> Result<File, Error> {
+    File::create(path).map_err(|source| Error::Output {
+        path: path.to_owned(),
+        source,
     })
 }
 
