@@ -22,13 +22,13 @@ pub struct Cgroup {
 impl Cgroup {
     /// Makes the group and sets the plan's limits.
     ///
-    /// Controllers cost memory and time at every fork and page fault, so only
-    /// those are enabled that a limit needs; all of them where the container
-    /// mounts cgroup2, for programs that read their usage there.
+    /// Controllers cost time at every fork, page fault and allocation, so only those
+    /// are enabled that a limit needs; all of them where the container may make
+    /// groups of its own, and needs controllers to hand on.
     pub fn create(plan: &ContainerPlan) -> std::result::Result<Self, Failure> {
         let what = || "mount cgroup2";
         let root = mounts::new_file_system("cgroup2", b"", b"", 0).named(what)?;
-        let wanted = if steps::mounts_cgroup(plan) {
+        let wanted = if steps::manages_cgroups(plan) {
             available(&root).named(|| "cgroup.controllers")?
         } else {
             controllers(&plan.cgroup_writes)

@@ -19,6 +19,8 @@ pub struct Guest {
     /// Whether there is a cgroup v2 tree that is ours. Without one, a plan that
     /// needs it is refused, and device rules are not enforced (tests only).
     pub cgroups: bool,
+    /// Whether no container has had the machine's own network namespace.
+    pub network_unused: bool,
 }
 
 /// The agent's ends of a container's streams.
@@ -42,7 +44,7 @@ impl Container {
     /// A failure leaves nothing behind.
     pub fn create(plan: &ContainerPlan, guest: Guest) -> Result<(Self, LocalEnds), Failure> {
         let steps = steps::steps(plan)?;
-        let flags = steps::clone_flags(plan)?;
+        let flags = steps::clone_flags(plan, guest.network_unused)?;
         if plan.process.args.is_empty() {
             return Err(setup("args", Errno::INVAL));
         }

@@ -26,7 +26,11 @@ pub extern "C" fn main() -> i32 {
 
 fn run() -> Result<(), Box<dyn Error>> {
     let channels = boot::boot()?;
-    serve::serve(channels, Guest { cgroups: true })?;
+    let guest = Guest {
+        cgroups: true,
+        network_unused: true,
+    };
+    serve::serve(channels, guest)?;
     Ok(())
 }
 

@@ -159,7 +159,11 @@ impl Agent {
         if self.container.is_some() {
             return Err(state("create: the container exists"));
         }
-        let (container, ends) = match Container::create(plan, self.guest) {
+        let created = Container::create(plan, self.guest);
+        // Even one that failed may have changed it, and one without a network
+        // namespace of its own is in it.
+        self.guest.network_unused = false;
+        let (container, ends) = match created {
             Ok(created) => created,
             Err(failure) => {
                 self.streams.close(INIT);

@@ -307,8 +307,14 @@ fn settings_of_the_kernel_are_written() {
 #[test]
 fn loopback_is_up() {
     let mut host = Host::new();
-    let text = host.sh("ip link show lo").text();
-    assert!(text.contains("LOOPBACK,UP"), "{text}");
+    let script = "ip link show lo | head -n 1; readlink /proc/self/ns/net";
+    let networks = [(); 3].map(|()| host.sh(script).text());
+    for text in &networks {
+        assert!(text.contains("LOOPBACK,UP"), "{text}");
+    }
+    // The first container has the machine's namespace, each other one its own.
+    assert_ne!(networks[0], networks[1]);
+    assert_ne!(networks[0], networks[2]);
 }
 
 #[test]

@@ -253,7 +253,7 @@ fn agent_parent(
     let (control, listener) = keep_only(control.into(), listener.into());
     // SAFETY: no memory is passed.
     unsafe { libc::alarm(LIMIT_S) };
-    let mut namespaces = namespace::MOUNT | namespace::PID;
+    let mut namespaces = namespace::MOUNT | namespace::PID | namespace::NETWORK;
     if let Some(group) = cgroup {
         namespaces |= namespace::CGROUP;
         if fs::write(group.join("cgroup.procs"), "0").is_err() {
@@ -313,7 +313,11 @@ fn agent(root: &Path, control: OwnedFd, listener: OwnedFd, cgroups: bool) -> ! {
         signals,
     };
     // The host's closing of the connection is how every test ends.
-    let _ = serve(channels, Guest { cgroups });
+    let guest = Guest {
+        cgroups,
+        network_unused: true,
+    };
+    let _ = serve(channels, guest);
     sys::exit_now(0)
 }
 
