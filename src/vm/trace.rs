@@ -1,11 +1,16 @@
 //! Timeline of a start, written in Chrome's trace event format (load it in
 //! Perfetto or chrome://tracing).
+//!
+//! Each mark has the CPU time of the process beside the wall clock: on a busy
+//! machine only that can be compared, and it holds the guest's own work.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
 
 /// Most marks kept; a guest that floods the milestone port adds none behind it.
 const MARKS_MAX: usize = 4096;
@@ -18,7 +23,20 @@ pub struct Timeline(Option<Arc<Marks>>);
 #[derive(Debug)]
 struct Marks {
     origin: Instant,
-    marks: Mutex<Vec<(Duration, String)>>,
+    /// `origin` on CLOCK_MONOTONIC, to line up with other programs' clocks.
+    origin_monotonic: Duration,
+    marks: Mutex<Vec<Mark>>,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mark {
+    /// Wall time since the origin.
+    pub at: Duration,
+    /// CPU time of the process so far, guest included.
+    pub cpu: Duration,
+    /// What.
+    pub name: String,
 }
 
 impl Timeline {
@@ -26,6 +44,7 @@ impl Timeline {
     pub fn new(origin: Instant) -> Self {
         Self(Some(Arc::new(Marks {
             origin,
+            origin_monotonic: clock(ClockId::Monotonic).saturating_sub(origin.elapsed()),
             marks: Mutex::default(),
         })))
     }
@@ -38,16 +57,20 @@ impl Timeline {
     /// Notes that `name` happened now.
     pub fn mark(&self, name: impl Into<String>) {
         if let Some(inner) = &self.0 {
-            let at = inner.origin.elapsed();
+            let mark = Mark {
+                at: inner.origin.elapsed(),
+                cpu: clock(ClockId::ProcessCPUTime),
+                name: name.into(),
+            };
             let mut marks = inner.marks.lock().unwrap_or_else(PoisonError::into_inner);
             if marks.len() < MARKS_MAX {
-                marks.push((at, name.into()));
+                marks.push(mark);
             }
         }
     }
 
-    /// Marks so far, in order of time, as offset from the origin and name.
-    pub fn marks(&self) -> Vec<(Duration, String)> {
+    /// Marks so far, in order of time.
+    pub fn marks(&self) -> Vec<Mark> {
         let Some(inner) = &self.0 else {
             return Vec::new();
         };
@@ -63,36 +86,50 @@ impl Timeline {
     /// Writes the timeline: an instant event for each mark, and a complete event
     /// for the time between each two. Nothing is written when disabled.
     pub fn write(&self, path: &Path) -> io::Result<()> {
-        if self.0.is_none() {
+        let Some(inner) = &self.0 else {
             return Ok(());
-        }
+        };
         let mut out = BufWriter::new(File::create(path)?);
-        write_events(&mut out, &self.marks())?;
+        write_events(&mut out, inner.origin_monotonic, &self.marks())?;
         out.flush()
     }
 }
 
-/// Trace Event Format, JSON array form; `ts` and `dur` are microseconds.
-fn write_events(out: &mut impl Write, marks: &[(Duration, String)]) -> io::Result<()> {
-    writeln!(out, "[")?;
-    for (i, (at, name)) in marks.iter().enumerate() {
-        let name = escape(name);
-        let ts = at.as_nanos() as f64 / 1000.0;
-        if let Some((before, _)) = i.checked_sub(1).and_then(|p| marks.get(p)) {
-            let from = before.as_nanos() as f64 / 1000.0;
+fn clock(id: ClockId) -> Duration {
+    let now = clock_gettime(id);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
+/// Trace Event Format, JSON object form; `ts` and `dur` are microseconds.
+fn write_events(out: &mut impl Write, origin: Duration, marks: &[Mark]) -> io::Result<()> {
+    writeln!(out, r#"{{"traceEvents":["#)?;
+    for (i, mark) in marks.iter().enumerate() {
+        let name = escape(&mark.name);
+        let (ts, cpu) = (us(mark.at), us(mark.cpu));
+        if let Some(before) = i.checked_sub(1).and_then(|p| marks.get(p)) {
+            let (from, cpu_from) = (us(before.at), us(before.cpu));
             writeln!(
                 out,
-                r#"{{"name":"→ {name}","ph":"X","ts":{from},"dur":{},"pid":1,"tid":1}},"#,
-                ts - from
+                r#"{{"name":"→ {name}","ph":"X","ts":{from:.3},"dur":{:.3},"pid":1,"tid":1,"args":{{"cpu_us":{:.3}}}}},"#,
+                ts - from,
+                cpu - cpu_from
             )?;
         }
         let comma = if i + 1 == marks.len() { "" } else { "," };
         writeln!(
             out,
-            r#"{{"name":"{name}","ph":"i","s":"p","ts":{ts},"pid":1,"tid":1}}{comma}"#
+            r#"{{"name":"{name}","ph":"i","s":"p","ts":{ts:.3},"pid":1,"tid":1,"args":{{"cpu_us":{cpu:.3}}}}}{comma}"#
         )?;
     }
-    writeln!(out, "]")
+    writeln!(
+        out,
+        r#"],"otherData":{{"origin_monotonic_us":{:.3}}}}}"#,
+        us(origin)
+    )
+}
+
+fn us(time: Duration) -> f64 {
+    time.as_nanos() as f64 / 1000.0
 }
 
 /// JSON string contents.
@@ -125,28 +162,27 @@ mod tests {
         }
         let marks = timeline.marks();
         assert_eq!(marks.len(), MARKS_MAX);
-        assert!(marks.is_sorted_by_key(|(at, _)| *at));
+        assert!(marks.is_sorted_by_key(|mark| mark.at));
     }
 
     #[test]
     fn trace_has_instants_and_spans() {
-        let marks = [
-            (Duration::from_micros(1), "a".to_owned()),
-            (Duration::from_micros(3), "b\"\n".to_owned()),
-        ];
+        let mark = |at, cpu, name: &str| Mark {
+            at: Duration::from_micros(at),
+            cpu: Duration::from_micros(cpu),
+            name: name.to_owned(),
+        };
         let mut out = Vec::new();
-        write_events(&mut out, &marks).unwrap();
+        let marks = [mark(1, 1, "a"), mark(4, 3, "b\"\n")];
+        write_events(&mut out, Duration::from_micros(9), &marks).unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
-            concat!(
-                "[\n",
-                r#"{"name":"a","ph":"i","s":"p","ts":1,"pid":1,"tid":1},"#,
-                "\n",
-                r#"{"name":"→ b\"?","ph":"X","ts":1,"dur":2,"pid":1,"tid":1},"#,
-                "\n",
-                r#"{"name":"b\"?","ph":"i","s":"p","ts":3,"pid":1,"tid":1}"#,
-                "\n]\n"
-            )
+            r#"{"traceEvents":[
+{"name":"a","ph":"i","s":"p","ts":1.000,"pid":1,"tid":1,"args":{"cpu_us":1.000}},
+{"name":"→ b\"?","ph":"X","ts":1.000,"dur":3.000,"pid":1,"tid":1,"args":{"cpu_us":2.000}},
+{"name":"b\"?","ph":"i","s":"p","ts":4.000,"pid":1,"tid":1,"args":{"cpu_us":3.000}}
+],"otherData":{"origin_monotonic_us":9.000}}
+"#
         );
     }
 }
