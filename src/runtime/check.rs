@@ -152,7 +152,11 @@ fn host_kind() -> Finding {
         Ok(HostKind::Hardware) => Finding::ok(NAME, "runs on the processor"),
         Ok(HostKind::Software) => {
             let advice = "a start takes seconds; use a host with VMX or SVM for milliseconds";
-            Finding::warn(NAME, "emulated by KVM", advice)
+            let rate = probe::ring0_instructions_per_s().map_or_else(
+                |error| error.to_string(),
+                |rate| format!("{:.2} M instructions/s", rate / 1e6),
+            );
+            Finding::warn(NAME, format!("emulated by KVM, {rate}"), advice)
         }
         Err(error) => Finding::fail(NAME, error.to_string(), "see dmesg"),
     }

@@ -10,6 +10,7 @@ mod kernel_params;
 mod support;
 
 use kvm_ioctls::{Kvm, VcpuExit};
+use rustix::time::{ClockId, clock_gettime};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use bare::{BareGuest, PAGE, TABLE_ENTRY};
@@ -63,14 +64,7 @@ const PROBE: &[u8] = &[0xf3, 0x48, 0x0f, 0xb8, 0xc3, 0xf4];
 /// Finds out how this host runs ring 0, within a few milliseconds: a guest of
 /// one page executes an instruction that the emulator lacks.
 pub fn host_kind() -> Result<HostKind, ProbeError> {
-    let kvm = Kvm::new().map_err(ProbeError::Open)?;
-    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), PAGE as usize)])?;
-    // The page is its own PML4, PDPT, PD and PT: entry 0 of each level leads
-    // back to it, so that linear address 0 is the page itself.
-    memory.write_obj(TABLE_ENTRY, GuestAddress(0))?;
-    memory.write_slice(PROBE, GuestAddress(CODE))?;
-    let mut guest = BareGuest::new(&kvm, memory, 0)?;
-    guest.start(CODE, PAGE)?;
+    let mut guest = probe_guest(PROBE)?;
     match guest.vcpu.run() {
         Ok(VcpuExit::Hlt) => Ok(HostKind::Hardware),
         Ok(VcpuExit::InternalError) => Ok(HostKind::Software),
@@ -82,10 +76,52 @@ pub fn host_kind() -> Result<HostKind, ProbeError> {
     }
 }
 
+/// Iterations of the loop that [`ring0_instructions_per_s`] runs: some 15 ms
+/// where ring 0 is emulated.
+const LOOP_ITERATIONS: u32 = 10_000;
+
+/// How fast this host runs ring 0: instructions of register arithmetic and
+/// jumps per second of CPU time. What a start costs in ring-0 time, divided by
+/// this, compares between machines.
+pub fn ring0_instructions_per_s() -> Result<f64, ProbeError> {
+    const INSTRUCTIONS_PER_ITERATION: f64 = 2.0;
+    // `mov ecx, LOOP_ITERATIONS; 1: dec ecx; jnz 1b; hlt`
+    let mut code = vec![0xb9];
+    code.extend(LOOP_ITERATIONS.to_le_bytes());
+    code.extend([0xff, 0xc9, 0x75, 0xfc, 0xf4]);
+    let mut guest = probe_guest(&code)?;
+    let before = clock_gettime(ClockId::ThreadCPUTime);
+    match guest.vcpu.run() {
+        Ok(VcpuExit::Hlt) => {}
+        Ok(other) => return Err(ProbeError::UnexpectedExit(format!("{other:?}"))),
+        Err(source) => {
+            return Err(ProbeError::Kvm {
+                what: "run the probe",
+                source,
+            });
+        }
+    }
+    let after = clock_gettime(ClockId::ThreadCPUTime);
+    let elapsed_s =
+        (after.tv_sec - before.tv_sec) as f64 + (after.tv_nsec - before.tv_nsec) as f64 / 1e9;
+    Ok(f64::from(LOOP_ITERATIONS) * INSTRUCTIONS_PER_ITERATION / elapsed_s)
+}
+
+/// A guest of one page that will run `code`.
+fn probe_guest(code: &[u8]) -> Result<BareGuest, ProbeError> {
+    let kvm = Kvm::new().map_err(ProbeError::Open)?;
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), PAGE as usize)])?;
+    // The page is its own PML4, PDPT, PD and PT: entry 0 of each level leads
+    // back to it, so that linear address 0 is the page itself.
+    memory.write_obj(TABLE_ENTRY, GuestAddress(0))?;
+    memory.write_slice(code, GuestAddress(CODE))?;
+    let guest = BareGuest::new(&kvm, memory, 0)?;
+    guest.start(CODE, PAGE)?;
+    Ok(guest)
+}
+
 #[cfg(test)]
 mod tests {
-    use rustix::time::{ClockId, clock_gettime};
-
     use super::*;
 
     /// Time that this thread spent on a processor, host kernel included, in
@@ -105,5 +141,12 @@ mod tests {
             best = best.min(cpu_time_us() - start);
         }
         assert!(best < 5000, "best of 10: {best} us");
+    }
+
+    #[test]
+    fn the_rate_tells_emulation_from_hardware() {
+        let rate = ring0_instructions_per_s().expect("run the loop");
+        let emulated = host_kind().expect("probe /dev/kvm") == HostKind::Software;
+        assert_eq!(rate < 3e7, emulated, "{rate} instructions/s");
     }
 }
