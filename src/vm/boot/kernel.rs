@@ -7,6 +7,7 @@ use std::path::Path;
 use linux_loader::loader::{Elf, KernelLoader, KernelLoaderResult, PvhBootCapability};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
+use super::mapped_file::MappedFile;
 use super::{BootError, too_little_memory};
 use crate::memory::layout::HIMEM_START;
 use crate::memory::low_ram_end;
@@ -30,18 +31,19 @@ pub fn load(
     path: &Path,
     protocol: BootProtocol,
 ) -> Result<Loaded, BootError> {
-    let mut file = File::open(path).map_err(|source| BootError::Read {
+    let read_error = |source| BootError::Read {
         path: path.to_owned(),
         source,
-    })?;
+    };
+    let file = File::open(path).map_err(read_error)?;
     if is_bzimage(&file) {
         return Err(BootError::BzImage {
             path: path.to_owned(),
         });
     }
-    let size = file.metadata().map_or(0, |m| m.len());
+    let mut file = MappedFile::new(file).map_err(read_error)?;
     let loaded = Elf::load(memory, None, &mut file, Some(GuestAddress(HIMEM_START)))
-        .map_err(|source| elf_error(memory, path, size, source))?;
+        .map_err(|source| elf_error(memory, path, file.len(), source))?;
     let end = loaded.kernel_end.saturating_add(ZERO_DATA_RESERVE);
     if end > low_ram_end(memory) {
         return Err(too_little_memory(memory, end));

@@ -5,6 +5,7 @@ mod cmdline;
 mod e820;
 mod kernel;
 mod linux64;
+mod mapped_file;
 pub(crate) mod mptable;
 mod pvh;
 
@@ -12,10 +13,12 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, ReadVolatile};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 pub(crate) use cmdline::build as build_cmdline;
 pub use cmdline::{CmdlineError, MmioDevice};
+
+use mapped_file::MappedFile;
 
 use crate::memory::{layout, low_ram_end};
 use crate::spec::BootProtocol;
@@ -134,31 +137,20 @@ fn load_initramfs(
         path: path.to_owned(),
         source,
     };
-    let mut file = File::open(path).map_err(read_error)?;
-    let size = file.metadata().map_err(read_error)?.len();
+    let file = File::open(path).map_err(read_error)?;
+    let mut file = MappedFile::new(file).map_err(read_error)?;
+    let size = file.len();
     let ram_end = low_ram_end(memory);
     let address = ram_end.saturating_sub(size) & !(PAGE - 1);
     if size > ram_end || address < kernel_end {
         return Err(too_little_memory(memory, kernel_end.saturating_add(size)));
     }
-    let target = vm_memory::GuestMemory::get_slice(memory, GuestAddress(address), size as usize)
+    memory
+        .read_exact_volatile_from(GuestAddress(address), &mut file, size as usize)
         .map_err(|source| BootError::Write {
             what: "initramfs",
             source,
         })?;
-    let mut rest = target;
-    while !rest.is_empty() {
-        let n = file
-            .read_volatile(&mut rest)
-            .map_err(|e| read_error(io::Error::other(e)))?;
-        if n == 0 {
-            return Err(read_error(io::ErrorKind::UnexpectedEof.into()));
-        }
-        rest = rest.offset(n).map_err(|e| BootError::Write {
-            what: "initramfs",
-            source: e.into(),
-        })?;
-    }
     Ok(Initramfs { address, size })
 }
 
