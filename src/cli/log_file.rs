@@ -19,6 +19,10 @@ pub struct LogError {
     source: io::Error,
 }
 
+/// The file system server logs what a guest sends it, as often and as long as the
+/// guest likes: its answer to the guest says enough.
+const GUEST_DRIVEN: &str = "fuse_backend_rs";
+
 struct Logger {
     /// `None` is stderr.
     file: Option<File>,
@@ -52,6 +56,9 @@ pub fn open(settings: &LogSettings) -> Result<(), LogError> {
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata) -> bool {
+        if metadata.target().starts_with(GUEST_DRIVEN) {
+            return false;
+        }
         // On stderr the edge tells errors itself.
         self.file.is_some() || metadata.level() > Level::Error
     }
@@ -104,6 +111,22 @@ mod tests {
             line(LogFormat::Text, Level::Warn, "a", now),
             "time=\"2023-11-14T22:13:20Z\" level=warning msg=\"a\"\n"
         );
+    }
+
+    #[test]
+    fn guests_do_not_fill_the_log() {
+        let logger = Logger {
+            file: tempfile::tempfile().ok(),
+            format: LogFormat::Text,
+        };
+        let target = |target| {
+            Metadata::builder()
+                .target(target)
+                .level(Level::Error)
+                .build()
+        };
+        assert!(!logger.enabled(&target("fuse_backend_rs::api::server")));
+        assert!(logger.enabled(&target("vmrun_vm::machine")));
     }
 
     #[test]

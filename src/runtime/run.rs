@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use vmrun_protocol::message::INIT;
 use vmrun_protocol::plan::WindowSize;
@@ -51,6 +52,7 @@ pub struct RunRequest {
 /// left behind: every step is undone by the end of its scope.
 pub fn run(request: &RunRequest, timeline: &Timeline) -> Result<u8, Error> {
     let signals = Signals::block().map_err(Error::host("receive signals"))?;
+    raise_descriptor_limit();
     let bundle = Bundle::open(&request.bundle)?;
     for warning in &bundle.container.warnings {
         log::warn!("{warning}");
@@ -105,6 +107,19 @@ pub fn run(request: &RunRequest, timeline: &Timeline) -> Result<u8, Error> {
     relays.finish(&signals)?;
     drop(raw);
     status.map(|status| status.shell_code())
+}
+
+/// Every file that the guest knows is a descriptor of the file system server. The
+/// container's own limit is set in the guest. As many as the host allows will do.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        log::debug!("cannot raise the limit of open files: {error}");
+    }
 }
 
 fn machine_spec(
