@@ -1,5 +1,6 @@
 # Sourced by the scripts beside it: where things are, and how they speak.
 # shellcheck shell=bash
+# shellcheck disable=SC2034  # what is not used here is used there
 
 set -euo pipefail
 export LC_ALL=C
@@ -56,7 +57,6 @@ need_packages() {
 build_packages=(gcc libc6-dev make patch perl flex bison bc xz-utils libelf-dev
 	cpio linux-source-6.1 busybox-static)
 # To test them.
-# shellcheck disable=SC2034  # used by scripts/test
 test_packages=(debootstrap runc crun strace shellcheck python3 procps util-linux)
 
 # Kernel, agent and vmrun, linked into one folder as an installation has them:

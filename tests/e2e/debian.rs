@@ -1,0 +1,53 @@
+//! A Debian 12 root file system: dynamic programs, many files, real packages.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::harness::{Bundle, Finished, Runtime};
+
+/// Made by `scripts/make-debian-root`, which scripts/test runs.
+fn cached_root() -> PathBuf {
+    let cache = std::env::var_os("VMRUN_TEST_DEBIAN_ROOT")
+        .expect("VMRUN_TEST_DEBIAN_ROOT: name the folder that scripts/make-debian-root prints");
+    PathBuf::from(cache)
+}
+
+fn run(script: &str, readonly: bool) -> Finished {
+    let bundle = Bundle::with_rootfs(&["/bin/bash", "-c", script], |rootfs| {
+        let mut copy = Command::new("cp");
+        copy.args(["-a", "--reflink=auto"]);
+        let copied = copy.arg(cached_root().join(".")).arg(rootfs).status();
+        assert!(copied.unwrap().success());
+    });
+    Runtime::Vmrun.run(&bundle.with("/root/readonly", json!(readonly)))
+}
+
+#[test]
+fn programs_of_a_distribution_run() {
+    let script = r#"set -eo pipefail
+        apt-get --version
+        perl -e 'print join(",", map { $_ ** 2 } 1..5), "\n"'
+        dpkg -l | grep -c ^ii
+        printf '%s\n' c a b | sort | tr '\n' ' '; echo
+        echo "a file" >/root/new; cat /root/new"#;
+    let run = run(script, false).success();
+    let out = run.out();
+    assert!(out.starts_with("apt 2."), "{run:?}");
+    let lines: Vec<_> = out.lines().collect();
+    let [squares, packages, sorted, file] = lines[lines.len() - 4..] else {
+        panic!("{run:?}")
+    };
+    assert_eq!((squares, sorted, file), ("1,4,9,16,25", "a b c ", "a file"));
+    assert!(packages.parse::<u32>().unwrap() > 50, "{run:?}");
+}
+
+#[test]
+fn on_a_read_only_root_too() {
+    let script = "set -o pipefail; perl -v | head -n 2 | tail -n 1; : >/new || echo refused";
+    let run = run(script, true).success();
+    assert!(run.out().starts_with("This is perl 5"), "{run:?}");
+    assert!(run.out().ends_with("refused\n"), "{run:?}");
+    assert!(run.err().contains("Read-only file system"), "{run:?}");
+}

@@ -1,0 +1,79 @@
+//! What the tests need of this machine. Nothing is skipped: what is missing fails
+//! the test and is named.
+
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex, Once, OnceLock, PoisonError};
+
+/// A machine keeps a processor busy while it starts, and starts have deadlines.
+const MACHINES_MAX: usize = 2;
+
+/// The vmrun under test: `VMRUN_BIN`, else the one that cargo built.
+pub fn vmrun() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| {
+        let built = || env!("CARGO_BIN_EXE_vmrun").into();
+        std::env::var_os("VMRUN_BIN").map_or_else(built, PathBuf::from)
+    })
+}
+
+/// The folder of the guest image that belongs to it.
+pub fn guest_dir() -> PathBuf {
+    let prefix = vmrun().parent().and_then(Path::parent);
+    prefix.expect("a folder above vmrun").join("lib/vmrun")
+}
+
+/// Fails unless this machine can run the tests.
+pub fn require() {
+    static CHECKED: Once = Once::new();
+    CHECKED.call_once(|| {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "run as root: bundles have owners and devices, and runc is run beside vmrun"
+        );
+        let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
+        assert!(kvm.is_ok(), "/dev/kvm: {}", kvm.unwrap_err());
+        for (file, package) in [
+            ("/bin/busybox", "busybox-static"),
+            ("/usr/sbin/runc", "runc"),
+            ("/usr/bin/setsid", "util-linux"),
+            ("/usr/bin/cc", "gcc"),
+        ] {
+            assert!(
+                Path::new(file).exists(),
+                "no {file}: apt-get install {package}"
+            );
+        }
+        for file in ["vmlinux", "vmlinux-smp", "initramfs.cpio"] {
+            let path = guest_dir().join(file);
+            assert!(path.exists(), "no {path:?}: run scripts/test");
+        }
+    });
+}
+
+static MACHINES: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+
+/// The right to have one more machine running.
+#[derive(Debug)]
+pub struct MachinePermit;
+
+impl MachinePermit {
+    /// Waits until fewer than [`MACHINES_MAX`] run.
+    pub fn take() -> Self {
+        let (count, freed) = &MACHINES;
+        let count = count.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut count = freed
+            .wait_while(count, |count| *count >= MACHINES_MAX)
+            .unwrap_or_else(PoisonError::into_inner);
+        *count += 1;
+        Self
+    }
+}
+
+impl Drop for MachinePermit {
+    fn drop(&mut self) {
+        let (count, freed) = &MACHINES;
+        *count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        freed.notify_one();
+    }
+}

@@ -1,0 +1,19 @@
+//! Bundles, runtimes under a time limit, terminals, and a place in which
+//! everything that is left behind can be seen.
+
+mod bundle;
+mod capture;
+mod host;
+mod launch;
+mod program;
+mod running;
+mod sandbox;
+mod terminal;
+
+pub use bundle::Bundle;
+pub use host::{guest_dir, vmrun};
+pub use launch::{Launch, Runtime};
+pub use program::{assembled, compiled};
+pub use running::{Finished, Running, Sections};
+pub use sandbox::{Sandbox, Sandboxed};
+pub use terminal::Terminal;

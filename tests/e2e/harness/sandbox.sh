@@ -1,0 +1,40 @@
+#!/bin/bash
+# Runs vmrun inside the namespaces that sandbox.rs made, and reports what was not
+# there before.
+#
+#   sandbox.sh STAGE BUNDLE TIMES PRELUDE UID WORDS...
+set -eu
+stage=$1 bundle=$2 times=$3 prelude=$4 uid=$5
+shift 5
+
+mount --bind "$stage" /mnt
+mount --bind "$bundle" /mnt/bundle
+chmod 0777 /mnt/report
+for folder in /tmp /var/tmp /run /dev/shm; do
+	mount -t tmpfs tmpfs "$folder"
+done
+export HOME=/tmp TMPDIR=/tmp
+unset VMRUN_GUEST_DIR XDG_RUNTIME_DIR XDG_CACHE_HOME
+cd /mnt/bundle
+eval "$prelude"
+
+state() {
+	printf 'process %s\n' /proc/[0-9]*
+	sed 's/^/mount /' /proc/mounts
+	sed '1d; s/^/unix socket /' /proc/net/unix
+	sed '1d; s/^/shared memory /' /proc/sysvipc/shm
+	find /tmp /var/tmp /run /dev/shm /mnt -path /mnt/report -prune -o \
+		-printf 'file %p %y %m %U:%G %s %l %T@\n'
+}
+
+vmrun=(/mnt/vmrun)
+[ -z "$uid" ] || vmrun=(setpriv --reuid "$uid" --regid "$uid" --clear-groups /mnt/vmrun)
+state | sort >/mnt/report/before
+code=0
+for ((i = 0; i < times; i++)); do
+	"${vmrun[@]}" "$@" || code=$?
+done
+state | sort >/mnt/report/after
+comm -13 /mnt/report/before /mnt/report/after >/mnt/report/left
+touch /mnt/report/done
+exit "$code"

@@ -1,0 +1,22 @@
+//! End to end: every test starts the real vmrun, and nearly every one a machine. A
+//! test is a promise; those of one container share its run. What the OCI
+//! specification says is also put to runc, to prove that the test is right.
+//!
+//! `scripts/test` builds what is needed and runs them.
+
+mod harness;
+
+mod bad_input;
+mod debian;
+mod exits;
+mod flags;
+mod leftovers;
+mod limits;
+mod machine_ends;
+mod mounts;
+mod process;
+mod registers;
+mod root_fs;
+mod streams;
+mod terminal;
+mod vsock;
