@@ -13,7 +13,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::CpuError;
 use crate::bus::Bus;
-use crate::emulate;
+use crate::emulate::{self, Bulk, EmulateError};
 use crate::ending::{Ending, Outcome};
 use crate::profile::{self, Profile};
 
@@ -120,7 +120,10 @@ fn run(vcpu: &mut VcpuFd, context: &VcpuContext) {
 /// Runs the guest until KVM hands something back, and answers it.
 fn run_once(vcpu: &mut VcpuFd, context: &VcpuContext) -> Result<(), Ending> {
     match vcpu.run() {
-        Ok(VcpuExit::IoOut(port, data)) => context.ports.write(port.into(), data),
+        Ok(VcpuExit::IoOut(port, data)) => match Bulk::asked(port, data) {
+            Some(asked) => emulate::bulk(vcpu, &context.memory, asked).map_err(unfinished)?,
+            None => context.ports.write(port.into(), data),
+        },
         Ok(VcpuExit::IoIn(port, data)) => context.ports.read(port.into(), data),
         Ok(VcpuExit::MmioWrite(address, data)) => context.mmio.write(address, data),
         Ok(VcpuExit::MmioRead(address, data)) => context.mmio.read(address, data),
@@ -143,7 +146,11 @@ fn run_once(vcpu: &mut VcpuFd, context: &VcpuContext) -> Result<(), Ending> {
 fn complete(vcpu: &mut VcpuFd, context: &VcpuContext) -> Result<(), Ending> {
     emulate::complete(vcpu, &context.memory)
         .map(drop)
-        .map_err(|e| Ending::Emulation(chain(&e)))
+        .map_err(unfinished)
+}
+
+fn unfinished(error: EmulateError) -> Ending {
+    Ending::Emulation(chain(&error))
 }
 
 fn sample(vcpu: &VcpuFd, context: &VcpuContext) {

@@ -65,9 +65,7 @@ impl<'a, C: Cpu, M: GuestMemory> Instruction<'a, C, M> {
         regs: kvm_regs,
         sregs: kvm_sregs,
     ) -> Result<Self, EmulateError> {
-        const EFER_LMA: u64 = 1 << 10;
-        let long_mode = sregs.efer & EFER_LMA != 0 && sregs.cs.l != 0;
-        let ring = (sregs.cs.selector & 3) as u8;
+        let (long_mode, ring) = mode(&sregs);
         if !long_mode || ring != 0 {
             return Err(EmulateError::Mode {
                 rip: regs.rip,
@@ -172,6 +170,13 @@ impl<'a, C: Cpu, M: GuestMemory> Instruction<'a, C, M> {
             .read(0, &mut value[..length])?;
         Ok(u64::from_le_bytes(value))
     }
+}
+
+/// Whether the code segment is a 64-bit one, and the current privilege level.
+pub(super) fn mode(sregs: &kvm_sregs) -> (bool, u8) {
+    const EFER_LMA: u64 = 1 << 10;
+    let long_mode = sregs.efer & EFER_LMA != 0 && sregs.cs.l != 0;
+    (long_mode, (sregs.cs.selector & 3) as u8)
 }
 
 fn is_fpu(code: Code) -> bool {

@@ -9,11 +9,13 @@
 //! - `paging` walks the guest's page tables as a supervisor access does;
 //! - `operand` is a piece of linear memory, mapped as a whole or not at all;
 //! - `xsave` knows the formats of the FPU's state, `fpu` its instructions;
+//! - `bulk` does what our kernel asks for because emulation is slow at it;
 //! - `integer` has the rest; `cpu` is the vCPU as all of these see it.
 //!
 //! Only 64-bit code at ring 0: rings above run on the processor. A single-step
 //! trap (RFLAGS.TF) that would follow a completed instruction is not raised.
 
+mod bulk;
 mod cpu;
 mod fpu;
 mod instruction;
@@ -33,6 +35,7 @@ use instruction::{Effect, Instruction, Stop};
 use vcpu::Vcpu;
 use xsave::XsaveLayout;
 
+pub use bulk::{Bulk, bulk};
 pub use cpu::Exception;
 pub use vcpu::share_registers;
 

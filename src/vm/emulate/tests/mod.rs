@@ -1,5 +1,6 @@
 //! A processor of plain data, and page tables in hand-made guest memory.
 
+mod bulk;
 mod fpu;
 mod integer;
 mod memory;
