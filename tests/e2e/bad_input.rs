@@ -56,7 +56,7 @@ fn config_json_that_is_none() {
         ("", &["config.json"][..]),
         ("hello", &["config.json", "line 1"]),
         (&whole[..whole.len() / 2], &["config.json", "EOF"]),
-        ("[]", &["config.json"]),
+        ("[]", &["ociVersion"]),
         ("{}", &["ociVersion"]),
         ("\0\u{1}\u{2}", &["config.json"]),
     ] {
@@ -111,7 +111,7 @@ fn values_that_cannot_be() {
         (
             "/mounts/0/destination",
             json!("proc"),
-            &["mounts[0].destination", "proc"],
+            &["mounts[0].destination", "absolute"],
         ),
         (
             "/mounts/0/destination",
@@ -250,9 +250,9 @@ fn no_bundle() {
     fails(
         &sandbox,
         None,
-        &["run", "/mnt/vmrun"],
+        &["run", "/mnt/bin/vmrun"],
         1,
-        &["/mnt/vmrun", "Not a directory"],
+        &["/mnt/bin/vmrun", "Not a directory"],
     );
     fails(
         &sandbox,

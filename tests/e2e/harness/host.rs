@@ -5,8 +5,12 @@ use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, Once, OnceLock, PoisonError};
 
-/// A machine keeps a processor busy while it starts, and starts have deadlines.
-const MACHINES_MAX: usize = 2;
+/// How many machines run at a time: one keeps a processor busy while it starts, and
+/// starts have deadlines. `VMRUN_TEST_MACHINES`, else 2.
+fn machines_max() -> usize {
+    let asked = std::env::var("VMRUN_TEST_MACHINES").ok();
+    asked.map_or(2, |count| count.parse().expect("a number"))
+}
 
 /// The vmrun under test: `VMRUN_BIN`, else the one that cargo built.
 pub fn vmrun() -> &'static Path {
@@ -58,12 +62,13 @@ static MACHINES: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
 pub struct MachinePermit;
 
 impl MachinePermit {
-    /// Waits until fewer than [`MACHINES_MAX`] run.
+    /// Waits until fewer than the most run.
     pub fn take() -> Self {
+        let max = machines_max();
         let (count, freed) = &MACHINES;
         let count = count.lock().unwrap_or_else(PoisonError::into_inner);
         let mut count = freed
-            .wait_while(count, |count| *count >= MACHINES_MAX)
+            .wait_while(count, |count| *count >= max)
             .unwrap_or_else(PoisonError::into_inner);
         *count += 1;
         Self

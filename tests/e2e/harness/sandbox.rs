@@ -2,6 +2,7 @@
 //! everything it leaves behind can be seen, whatever else this machine does.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use tempfile::TempDir;
@@ -31,12 +32,13 @@ impl Sandbox {
     pub fn new() -> Self {
         let stage = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let at = |name: &str| stage.path().join(name);
-        fs::copy(vmrun(), at("vmrun")).unwrap();
-        for folder in ["bundle", "guest", "empty", "report"] {
-            fs::create_dir(at(folder)).unwrap();
+        fs::set_permissions(stage.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        for folder in ["bin", "bundle", "empty", "lib/vmrun", "report"] {
+            fs::create_dir_all(at(folder)).unwrap();
         }
+        fs::copy(vmrun(), at("bin/vmrun")).unwrap();
         for file in ["vmlinux", "vmlinux-smp", "initramfs.cpio"] {
-            fs::copy(guest_dir().join(file), at("guest").join(file)).unwrap();
+            fs::copy(guest_dir().join(file), at("lib/vmrun").join(file)).unwrap();
         }
         Self {
             stage,

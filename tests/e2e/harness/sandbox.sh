@@ -17,6 +17,7 @@ export HOME=/tmp TMPDIR=/tmp
 unset VMRUN_GUEST_DIR XDG_RUNTIME_DIR XDG_CACHE_HOME
 cd /mnt/bundle
 eval "$prelude"
+mkdir -p /dev/shm
 
 state() {
 	printf 'process %s\n' /proc/[0-9]*
@@ -27,14 +28,18 @@ state() {
 		-printf 'file %p %y %m %U:%G %s %l %T@\n'
 }
 
-vmrun=(/mnt/vmrun)
-[ -z "$uid" ] || vmrun=(setpriv --reuid "$uid" --regid "$uid" --clear-groups /mnt/vmrun)
-state | sort >/mnt/report/before
+vmrun=(/mnt/bin/vmrun)
+[ -z "$uid" ] || vmrun=(setpriv --reuid "$uid" --regid "$uid" --clear-groups /mnt/bin/vmrun)
+# No pipe, as its processes would be among those listed.
+state >/mnt/report/before
 code=0
 for ((i = 0; i < times; i++)); do
 	"${vmrun[@]}" "$@" || code=$?
 done
-state | sort >/mnt/report/after
+state >/mnt/report/after
+for when in before after; do
+	sort -o /mnt/report/$when /mnt/report/$when
+done
 comm -13 /mnt/report/before /mnt/report/after >/mnt/report/left
 touch /mnt/report/done
 exit "$code"
