@@ -209,6 +209,8 @@ const KERNEL_PARAMS: &[&str] = &[
     // KVM's clock is stable; no watchdog and no calibration against the PIT.
     "tsc=reliable",
     "no_timer_check",
+    // The initramfs needs no limits and no swap: half the work of a tmpfs page.
+    "rootfstype=ramfs",
 ];
 
 /// What every guest needs, then what this kind of host needs, then what was asked for.

@@ -20,6 +20,12 @@ const SOFTWARE: &[&str] = &[
     // Side channels are the business of the host's processor; the guest's
     // barriers would be emulated one by one.
     "mitigations=off",
+    // Of our kernel's patches: pieces of memory are copied by the VMM (`emulate`),
+    "vmm_copy",
+    // a scheduler tick every 40 ms instead of 10, each some 700 instructions,
+    "tick_stride=4",
+    // and messages below warnings are not even formatted until init runs.
+    "boot_loglevel=5",
 ];
 
 /// The guest kernel parameters needed on this kind of host, one each.
