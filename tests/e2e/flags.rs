@@ -49,7 +49,7 @@ fn memory() {
 #[test]
 fn trace_has_the_milestones_in_order() {
     let (_, trace) = shaped();
-    let events = trace.as_array().unwrap().iter();
+    let events = trace["traceEvents"].as_array().unwrap().iter();
     let instants = events.filter(|e| e["ph"] == "i");
     let (names, times): (Vec<_>, Vec<_>) = instants
         .map(|e| (e["name"].as_str().unwrap(), e["ts"].as_f64().unwrap()))

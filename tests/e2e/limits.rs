@@ -32,7 +32,11 @@ fn limited() -> &'static Sections {
                 "/linux/resources/cpu",
                 json!({"quota": 50_000, "period": 100_000, "shares": 1024}),
             )
-            .with("/linux/namespaces/5", json!({"type": "cgroup"}));
+            .with(
+                "/linux/namespaces",
+                json!([{"type": "pid"}, {"type": "network"}, {"type": "ipc"}, {"type": "mount"},
+                       {"type": "uts"}, {"type": "cgroup"}]),
+            );
         Runtime::Vmrun.run(&bundle).success().sections()
     })
 }
@@ -43,7 +47,7 @@ fn limits_are_set_in_the_guests_cgroup() {
     assert_eq!(seen["memory.max"], "67108864\n");
     assert_eq!(seen["pids.max"], "6\n");
     assert_eq!(seen["cpu.max"], "50000 100000\n");
-    assert_eq!(seen["cpu.weight"], "39\n");
+    assert_eq!(seen["cpu.weight"], "100\n");
     assert_eq!(seen["write"], "no\n", "a read-only mount");
     assert_eq!(
         seen["cgroup"], "0::/\n",
@@ -70,9 +74,9 @@ fn memory_limit_kills() {
 #[test]
 fn devices_are_denied_unless_allowed() {
     // By root with CAP_MKNOD: only the cgroup says no.
-    let script = "mknod /tmp/disk b 254 0; (: </tmp/disk) 2>&1
-        mknod /tmp/mem c 1 1; (: </tmp/mem) 2>&1
-        mknod /tmp/null c 1 3 && (: </tmp/null) && echo null opens";
+    let script = "mknod /dev/disk b 254 0; (: </dev/disk) 2>&1
+        mknod /dev/mem c 1 1; (: </dev/mem) 2>&1
+        mknod /dev/copy c 1 3 && (: </dev/copy) && echo null opens";
     for runtime in Runtime::ALL {
         let run = runtime.run(&Bundle::shell(script)).success();
         let denied = run.out().matches("Operation not permitted").count();

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -79,37 +79,34 @@ fn elf(code: &[u8]) -> Vec<u8> {
 
 #[test]
 fn triple_fault() {
-    let from = Instant::now();
     // No interrupt table: `lidt [rip+x]` of zeroes, then ud2.
     let run = run_kernel(&[
         0x0f, 0x01, 0x1d, 2, 0, 0, 0, 0x0f, 0x0b, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
     ]);
-    assert!(run.err().contains("triple fault"), "{run:?}");
-    assert!(from.elapsed() < AGENT_DEADLINE / 2, "at once");
+    assert!(run.err().contains("the guest triple-faulted"), "{run:?}");
+    assert!(run.took < AGENT_DEADLINE / 2, "at once");
 }
 
 #[test]
-fn hang_before_the_agent_answers() {
-    let from = Instant::now();
-    // cli; hlt; jmp -3
+fn halt_before_the_agent_answers() {
+    // cli; hlt; jmp -3: what Linux ends in too when it is told to halt. KVM does not
+    // tell that nothing will ever wake it, so this is the deadline's.
     let run = run_kernel(&[0xfa, 0xf4, 0xeb, 0xfd]);
     let line = "vmrun: waiting for the agent in the guest: no answer within ";
     assert!(run.err().starts_with(line), "{run:?}");
-    assert!(from.elapsed() < AGENT_DEADLINE + Duration::from_secs(5));
+    assert!(run.took < AGENT_DEADLINE + Duration::from_secs(5));
 }
 
 #[test]
 fn panic_of_the_guest_kernel() {
     let run = run_init(&assembled("ending", &[]));
-    assert!(run.err().contains("panic"), "{run:?}");
+    assert!(run.err().contains("the guest kernel panicked"), "{run:?}");
 }
 
 #[test]
-fn reboot_and_halt_before_the_agent() {
-    for (command, word) in [("0x01234567", "re"), ("0xcdef0123", "halt")] {
-        let run = run_init(&assembled("ending", &[&format!("-DCOMMAND={command}")]));
-        assert!(run.err().contains(word), "{run:?}");
-    }
+fn reboot_before_the_agent_answers() {
+    let run = run_init(&assembled("ending", &["-DCOMMAND=0x01234567"]));
+    assert!(run.err().contains("rebooted"), "{run:?}");
 }
 
 #[test]

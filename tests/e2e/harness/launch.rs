@@ -70,7 +70,9 @@ impl Launch {
     /// Any program, with nothing on stdin.
     pub fn new(program: impl AsRef<OsStr>) -> Self {
         host::require();
-        let mut command = Command::new(program);
+        // Tests that are killed leave no machine running.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL"]).arg(program);
         command.stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         Self {

@@ -21,6 +21,7 @@ pub struct Running {
     stdin: Option<ChildStdin>,
     stdout: Option<Capture>,
     stderr: Option<Capture>,
+    from: Instant,
     until: Instant,
     runc_id: Option<String>,
     _permit: Option<MachinePermit>,
@@ -42,6 +43,7 @@ impl Running {
             stderr: child.stderr.take().map(Capture::of),
             stdin,
             child,
+            from: Instant::now(),
             until: Instant::now() + launch.limit,
             runc_id: launch.runc_id,
             _permit: permit,
@@ -106,6 +108,7 @@ impl Running {
         let text = |capture: Option<Capture>| capture.map(Capture::into_bytes).unwrap_or_default();
         let finished = Finished {
             status,
+            took: self.from.elapsed(),
             stdout: text(self.stdout.take()),
             stderr: text(self.stderr.take()),
         };
@@ -144,6 +147,8 @@ pub struct Finished {
     pub status: ExitStatus,
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
+    /// From start to end.
+    pub took: Duration,
 }
 
 impl Finished {
