@@ -1,7 +1,7 @@
 //! Flags of vmrun itself.
 
 use std::fs;
-use std::sync::OnceLock;
+use std::sync::LazyLock;
 
 use serde_json::Value;
 
@@ -9,8 +9,7 @@ use crate::harness::{Bundle, Finished, Launch, Runtime};
 
 /// Two vCPUs, memory by hand, a timeline.
 fn shaped() -> &'static (Finished, Value) {
-    static RUN: OnceLock<(Finished, Value)> = OnceLock::new();
-    RUN.get_or_init(|| {
+    static RUN: LazyLock<(Finished, Value)> = LazyLock::new(|| {
         let script = "echo $(nproc); while read -r name kib unit; do
             [ $name = MemTotal: ] && echo $kib; done </proc/meminfo; exit 0";
         let bundle = Bundle::shell(script);
@@ -29,7 +28,8 @@ fn shaped() -> &'static (Finished, Value) {
             .success();
         let text = fs::read_to_string(&trace).unwrap();
         (run, serde_json::from_str(&text).expect("the trace is JSON"))
-    })
+    });
+    &RUN
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Limits of the container's cgroup, and devices that it may not open.
 
-use std::sync::OnceLock;
+use std::sync::LazyLock;
 
 use serde_json::json;
 
@@ -8,8 +8,7 @@ use crate::harness::{Bundle, Runtime, Sections};
 
 /// In the guest, where cgroup v2 is the only one; the host's may be v1.
 fn limited() -> &'static Sections {
-    static SEEN: OnceLock<Sections> = OnceLock::new();
-    SEEN.get_or_init(|| {
+    static SEEN: LazyLock<Sections> = LazyLock::new(|| {
         let script = r#"
             cd /sys/fs/cgroup
             for f in memory.max pids.max cpu.max cpu.weight; do
@@ -38,7 +37,8 @@ fn limited() -> &'static Sections {
                        {"type": "uts"}, {"type": "cgroup"}]),
             );
         Runtime::Vmrun.run(&bundle).success().sections()
-    })
+    });
+    &SEEN
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! inside.
 
 use std::fs;
-use std::sync::OnceLock;
+use std::sync::LazyLock;
 
 use serde_json::json;
 
@@ -28,8 +28,7 @@ echo "== fds"; for f in /proc/self/fd/*; do echo "$f"; done
 "#;
 
 fn all() -> &'static [(Runtime, Sections)] {
-    static SEEN: OnceLock<Vec<(Runtime, Sections)>> = OnceLock::new();
-    SEEN.get_or_init(|| {
+    static SEEN: LazyLock<Vec<(Runtime, Sections)>> = LazyLock::new(|| {
         let bundle = Bundle::program(&["sh", "-c", SCRIPT, "zero", "one two", "", "ä*\"$x"])
             .with(
                 "/process/env",
@@ -61,7 +60,8 @@ fn all() -> &'static [(Runtime, Sections)] {
             );
         let run = |runtime: Runtime| (runtime, runtime.run(&bundle).success().sections());
         Runtime::ALL.map(run).to_vec()
-    })
+    });
+    &SEEN
 }
 
 /// The value behind `name` in a section of lines `name: value`.

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
-use std::sync::OnceLock;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -86,8 +86,7 @@ fn a_read_only_root_is_read_only() {
 
 /// All attempts in one container; each line of its output is one that came through.
 fn attempts() -> &'static str {
-    static OUTPUT: OnceLock<String> = OnceLock::new();
-    OUTPUT.get_or_init(|| {
+    static OUTPUT: LazyLock<String> = LazyLock::new(|| {
         let script = r#"
             look() { { read -r line <"$1"; } 2>/dev/null && echo "$2: $line"; }
             look /absolute "absolute link"
@@ -124,7 +123,8 @@ fn attempts() -> &'static str {
             mknodat(CWD, rootfs.join(name), kind, mode, makedev(major, minor)).unwrap();
         }
         run_while_swapping(&bundle)
-    })
+    });
+    &OUTPUT
 }
 
 /// Runs `bundle` while `/swapped` changes between a folder and a link out of the

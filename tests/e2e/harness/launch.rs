@@ -127,15 +127,32 @@ impl Launch {
         self
     }
 
+    /// Started by the shell command `script`, which has it as `"$@"`.
+    pub fn by_shell(mut self, script: &str) -> Self {
+        self.wrap("sh", &["-c", script, "sh"]);
+        self
+    }
+
     /// With all streams on `terminal`, which becomes the controlling one.
     pub fn on(mut self, terminal: &Terminal) -> Self {
-        let mut command = Command::new("setsid");
-        command.arg("--ctty").arg(self.command.get_program());
-        command.args(self.command.get_args());
-        command.stdin(terminal.stdio());
-        command.stdout(terminal.stdio()).stderr(terminal.stdio());
-        self.command = command;
+        self.wrap("setsid", &["--ctty"]);
+        self.command.stdin(terminal.stdio());
+        self.command.stdout(terminal.stdio());
+        self.command.stderr(terminal.stdio());
         self
+    }
+
+    /// Puts `program` with `args` before the command.
+    fn wrap(&mut self, program: &str, args: &[&str]) {
+        let mut command = Command::new(program);
+        command.args(args).arg(self.command.get_program());
+        command.args(self.command.get_args());
+        for (name, value) in self.command.get_envs() {
+            command.env(name, value.expect("variables are only set"));
+        }
+        command.stdin(Stdio::null());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        self.command = command;
     }
 
     /// Starts it, as soon as a machine more may run.
