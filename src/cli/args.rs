@@ -103,6 +103,9 @@ pub struct Debugging {
     /// Write the guest's early serial console there
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub serial: Option<PathBuf>,
+    /// Write samples of what the guest does there, as folded call stacks
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    pub profile: Option<PathBuf>,
     /// Another guest kernel
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub kernel: Option<PathBuf>,

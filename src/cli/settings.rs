@@ -108,6 +108,7 @@ fn decide_run(run: RunArgs, guest_dir: PathBuf) -> Result<Action, UsageError> {
         },
         console: debugging.console,
         serial: debugging.serial,
+        profile: debugging.profile,
     };
     Ok(Action::Run {
         request: Box::new(request),

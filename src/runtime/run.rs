@@ -46,6 +46,8 @@ pub struct RunRequest {
     pub console: Option<PathBuf>,
     /// File for the guest's early serial console.
     pub serial: Option<PathBuf>,
+    /// File for samples of what the guest does.
+    pub profile: Option<PathBuf>,
 }
 
 /// Runs the container and returns its exit code. Whatever happens, nothing is
@@ -149,7 +151,7 @@ fn machine_spec(
         rng: true,
         console: output(&request.console)?,
         serial: output(&request.serial)?,
-        profile: None,
+        profile: output(&request.profile)?,
     })
 }
 

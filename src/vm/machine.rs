@@ -172,14 +172,6 @@ impl RunningMachine {
         self.ending().unwrap_or(Ending::Stopped)
     }
 
-    /// One sample of every vCPU's instruction pointer, if the spec asked for a
-    /// profile. To be called every [`crate::profile::SAMPLE_INTERVAL`].
-    pub fn sample(&self) {
-        for vcpu in &self.vcpus {
-            vcpu.kicker().kick();
-        }
-    }
-
     fn shut_down(&mut self) {
         self.machine.context.outcome.end(Ending::Stopped);
         for vcpu in self.vcpus.drain(..) {

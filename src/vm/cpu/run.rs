@@ -15,7 +15,7 @@ use super::CpuError;
 use crate::bus::Bus;
 use crate::emulate::{self, Bulk, EmulateError};
 use crate::ending::{Ending, Outcome};
-use crate::profile::{self, Profile};
+use crate::profile::{self, Profile, SampleTimer};
 
 /// What every vCPU of a machine shares.
 #[derive(Clone)]
@@ -50,9 +50,6 @@ unsafe impl Send for ImmediateExit {}
 // SAFETY: as above.
 unsafe impl Sync for ImmediateExit {}
 
-/// Gets a vCPU out of KVM_RUN.
-pub struct Kicker<'a>(&'a VcpuThread);
-
 /// Lets the kick signal interrupt KVM_RUN instead of ending the process. Once
 /// per process; a second call changes nothing.
 pub fn install_kick_handler() -> std::io::Result<()> {
@@ -73,6 +70,7 @@ impl VcpuThread {
         let handle = Builder::new()
             .name(format!("vcpu{id}"))
             .spawn(move || {
+                let _timer = context.profile.as_ref().and_then(|_| sample_timer());
                 run(&mut vcpu, &context);
                 vcpu
             })
@@ -83,29 +81,16 @@ impl VcpuThread {
         })
     }
 
-    /// For samples: a kick that may be lost.
-    pub fn kicker(&self) -> Kicker<'_> {
-        Kicker(self)
-    }
-
     /// Ends the loop and waits for the thread; [`Outcome::is_over`] must hold.
     pub fn join(self) {
         // SAFETY: the page is mapped until the VcpuFd is dropped, which the thread
         // returns and `join` below hands to us.
         unsafe { (*self.immediate_exit.0).store(1, Ordering::SeqCst) };
-        self.kicker().kick();
+        // SAFETY: the thread has not been joined, so its pthread_t is valid.
+        unsafe { libc::pthread_kill(self.handle.as_pthread_t(), kick_signal()) };
         if self.handle.join().is_err() {
             log::error!("a vCPU thread panicked");
         }
-    }
-}
-
-impl Kicker<'_> {
-    /// Sends the kick signal.
-    pub fn kick(&self) {
-        // SAFETY: the thread has not been joined (its handle is borrowed), so its
-        // pthread_t is valid.
-        unsafe { libc::pthread_kill(self.0.handle.as_pthread_t(), kick_signal()) };
     }
 }
 
@@ -151,6 +136,13 @@ fn complete(vcpu: &mut VcpuFd, context: &VcpuContext) -> Result<(), Ending> {
 
 fn unfinished(error: EmulateError) -> Ending {
     Ending::Emulation(chain(&error))
+}
+
+/// Kicks this thread on a timer, for samples.
+fn sample_timer() -> Option<SampleTimer> {
+    SampleTimer::start(kick_signal())
+        .inspect_err(|error| log::warn!("no profile: {error}"))
+        .ok()
 }
 
 fn sample(vcpu: &VcpuFd, context: &VcpuContext) {
