@@ -60,7 +60,7 @@ pub enum LogFormat {
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Run a container from a bundle; the exit code is the container's
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Show what this host offers
     Check {
         /// Print JSON
@@ -185,7 +185,7 @@ mod tests {
 
     fn run(words: &[&str]) -> RunArgs {
         match typed(words).unwrap().verb {
-            Verb::Run(run) => run,
+            Verb::Run(run) => *run,
             other => panic!("{other:?}"),
         }
     }

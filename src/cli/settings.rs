@@ -57,7 +57,7 @@ impl Settings {
     pub fn decide(args: Args) -> Result<Self, UsageError> {
         let globals = args.globals;
         let action = match args.verb {
-            Verb::Run(run) => decide_run(run, guest_dir(&globals))?,
+            Verb::Run(run) => decide_run(*run, guest_dir(&globals))?,
             Verb::Check { json } => Action::Check {
                 json,
                 guest_dir: guest_dir(&globals),
