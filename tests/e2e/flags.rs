@@ -24,6 +24,7 @@ fn shaped() -> &'static (Finished, Value) {
         ];
         let run = Runtime::Vmrun
             .launch_with(&bundle, &flags)
+            .two_machines()
             .finish()
             .success();
         let text = fs::read_to_string(&trace).unwrap();

@@ -57,28 +57,29 @@ pub fn require() {
 
 static MACHINES: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
 
-/// The right to have one more machine running.
+/// The right to have machines running.
 #[derive(Debug)]
-pub struct MachinePermit;
+pub struct MachinePermit(usize);
 
 impl MachinePermit {
-    /// Waits until fewer than the most run.
-    pub fn take() -> Self {
+    /// Waits until `wanted` machines more may run, or until no other does.
+    pub fn take(wanted: usize) -> Self {
         let max = machines_max();
+        let wanted = wanted.min(max);
         let (count, freed) = &MACHINES;
         let count = count.lock().unwrap_or_else(PoisonError::into_inner);
         let mut count = freed
-            .wait_while(count, |count| *count >= max)
+            .wait_while(count, |count| *count + wanted > max)
             .unwrap_or_else(PoisonError::into_inner);
-        *count += 1;
-        Self
+        *count += wanted;
+        Self(wanted)
     }
 }
 
 impl Drop for MachinePermit {
     fn drop(&mut self) {
         let (count, freed) = &MACHINES;
-        *count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        freed.notify_one();
+        *count.lock().unwrap_or_else(PoisonError::into_inner) -= self.0;
+        freed.notify_all();
     }
 }

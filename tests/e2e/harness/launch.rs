@@ -39,7 +39,7 @@ impl Runtime {
         };
         let mut launch = Launch::new(program).args(["run"]).args(flags);
         launch.command.arg("--bundle").arg(bundle.path()).arg(&id);
-        launch.is_machine = self == Self::Vmrun;
+        launch.machines = usize::from(self == Self::Vmrun);
         launch.runc_id = (self == Self::Runc).then_some(id);
         launch
     }
@@ -61,7 +61,8 @@ fn unique_id() -> String {
 pub struct Launch {
     pub(super) command: Command,
     pub(super) limit: Duration,
-    pub(super) is_machine: bool,
+    /// How many machines it counts as.
+    pub(super) machines: usize,
     pub(super) runc_id: Option<String>,
     pub(super) stdin: Option<Vec<u8>>,
 }
@@ -78,7 +79,7 @@ impl Launch {
         Self {
             command,
             limit: LIMIT,
-            is_machine: false,
+            machines: 0,
             runc_id: None,
             stdin: None,
         }
@@ -87,7 +88,7 @@ impl Launch {
     /// vmrun with these words.
     pub fn vmrun(words: &[&str]) -> Self {
         let mut launch = Self::new(host::vmrun()).args(words);
-        launch.is_machine = true;
+        launch.machines = 1;
         launch
     }
 
@@ -100,6 +101,12 @@ impl Launch {
     /// Sets a variable of the environment.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.command.env(name, value);
+        self
+    }
+
+    /// Counts as two machines: for one with two vCPUs, which wait for each other.
+    pub fn two_machines(mut self) -> Self {
+        self.machines = 2;
         self
     }
 
@@ -157,7 +164,7 @@ impl Launch {
 
     /// Starts it, as soon as a machine more may run.
     pub fn start(self) -> Running {
-        let permit = self.is_machine.then(MachinePermit::take);
+        let permit = MachinePermit::take(self.machines);
         Running::spawn(self, permit)
     }
 

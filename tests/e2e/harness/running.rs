@@ -24,11 +24,11 @@ pub struct Running {
     from: Instant,
     until: Instant,
     runc_id: Option<String>,
-    _permit: Option<MachinePermit>,
+    _permit: MachinePermit,
 }
 
 impl Running {
-    pub(super) fn spawn(mut launch: Launch, permit: Option<MachinePermit>) -> Self {
+    pub(super) fn spawn(mut launch: Launch, permit: MachinePermit) -> Self {
         let mut child = launch.command.spawn().expect("start the command");
         // Closes the harness's copies of descriptors that the command was given.
         drop(launch.command);

@@ -74,7 +74,7 @@ impl Sandbox {
             .args([&times.to_string(), &self.prelude, &uid])
             .args(words)
             .limit(times);
-        launch.is_machine = true;
+        launch.machines = 1;
         let run = launch.finish();
         let read = |name: &str| fs::read_to_string(report.join(name)).unwrap_or_default();
         let sandboxed = Sandboxed {
