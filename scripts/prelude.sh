@@ -66,7 +66,7 @@ build_all() {
 	local kernels agent lib=$target/lib/vmrun
 	step "guest kernels" build_kernels
 	step "agent" build_agent
-	step "vmrun" cargo build --manifest-path "$top/Cargo.toml" --release --quiet
+	step "vmrun" cargo build --manifest-path "$top/Cargo.toml" --release
 	mkdir -p "$lib"
 	ln -sfn "${kernels[0]}/vmlinux" "$lib/vmlinux"
 	ln -sfn "${kernels[1]}/vmlinux" "$lib/vmlinux-smp"
