@@ -24,11 +24,6 @@ const SOFTWARE: &[&str] = &[
     "vmm_copy",
     // a scheduler tick every 40 ms instead of 10, each some 700 instructions,
     "tick_stride=4",
-    // neighbours of a faulting page are mapped up to 16 KiB instead of 64: a sixth
-    // off the cost of short processes,
-    "fault_around=16K",
-    // what only the boot used is not given back: 3 % of the boot for half a MiB,
-    "keep_initmem",
     // and messages below warnings are not even formatted until init runs.
     "boot_loglevel=5",
 ];
