@@ -52,6 +52,8 @@ fn set_back_when_the_start_fails() {
     let run = Runtime::Vmrun.launch(&bundle).on(&terminal).finish();
     assert_eq!(run.code(), 127, "{}", terminal.text());
     assert!(terminal.is_cooked());
+    // The screen is read on a thread of its own.
+    terminal.wait_for("\n");
     let shown = terminal.text();
     assert_eq!(shown.lines().count(), 1, "{shown}");
     assert!(shown.contains("/missing"), "{shown}");
