@@ -120,7 +120,7 @@ impl Machine {
             mmio: Arc::new(mmio),
             memory,
             outcome,
-            profile: spec.profile.map(|out| Arc::new(Profile::new(out))),
+            profile: (spec.profile).map(|out| Arc::new(Profile::new(out, timeline.clone()))),
         };
         Ok(Self {
             _loops: loops,

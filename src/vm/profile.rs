@@ -2,6 +2,7 @@
 //!
 //! Written as folded stacks (one line a stack, callers first), which flame graph
 //! tools read. Addresses are guest-virtual; the kernel's System.map names them.
+//! With a timeline the outermost frame is the step that the sample fell into.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -9,9 +10,11 @@ use std::io::{self, BufWriter, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// CPU time between two samples: some 7,000 instructions of a host that emulates
+use crate::trace::Timeline;
+
+/// CPU time between two samples: some 1,500 instructions of a host that emulates
 /// ring 0.
-const SAMPLE_INTERVAL: Duration = Duration::from_millis(5);
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Distinct stacks kept; later ones are not counted.
 const STACKS_MAX: usize = 1 << 16;
@@ -19,18 +22,23 @@ const STACKS_MAX: usize = 1 << 16;
 /// Frames kept of each stack.
 const FRAMES_MAX: usize = 48;
 
-/// Counts by call stack.
+/// A step of the start, and a stack in it.
+type Place = (Option<String>, Vec<u64>);
+
+/// Counts by step and call stack.
 #[derive(Debug)]
 pub struct Profile {
-    hits: Mutex<HashMap<Vec<u64>, u64>>,
+    hits: Mutex<HashMap<Place, u64>>,
+    timeline: Timeline,
     out: File,
 }
 
 impl Profile {
     /// No samples yet; they will be written to `out`.
-    pub fn new(out: File) -> Self {
+    pub fn new(out: File, timeline: Timeline) -> Self {
         Self {
             hits: Mutex::default(),
+            timeline,
             out,
         }
     }
@@ -38,8 +46,9 @@ impl Profile {
     /// One sample: innermost address first, at most [`FRAMES_MAX`] of them.
     pub fn hit(&self, stack: Vec<u64>) {
         let mut hits = self.hits.lock().unwrap_or_else(PoisonError::into_inner);
-        if hits.len() < STACKS_MAX || hits.contains_key(&stack) {
-            *hits.entry(stack).or_default() += 1;
+        let place = (self.timeline.step(), stack);
+        if hits.len() < STACKS_MAX || hits.contains_key(&place) {
+            *hits.entry(place).or_default() += 1;
         }
     }
 
@@ -47,11 +56,12 @@ impl Profile {
     /// separated by `;`, then the count.
     pub fn write(&self) -> io::Result<()> {
         let hits = self.hits.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut rows: Vec<_> = hits.iter().map(|(stack, n)| (*n, stack)).collect();
+        let mut rows: Vec<_> = hits.iter().map(|(place, n)| (*n, place)).collect();
         rows.sort_unstable_by(|a, b| b.cmp(a));
         let mut out = BufWriter::new(&self.out);
-        for (count, stack) in rows {
-            let frames: Vec<String> = stack.iter().rev().map(|a| format!("{a:x}")).collect();
+        for (count, (step, stack)) in rows {
+            let addresses = stack.iter().rev().map(|a| format!("{a:x}"));
+            let frames: Vec<String> = step.iter().cloned().chain(addresses).collect();
             writeln!(out, "{} {count}", frames.join(";"))?;
         }
         out.flush()
@@ -127,7 +137,7 @@ mod tests {
     #[test]
     fn most_hits_come_first() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let profile = Profile::new(file.reopen().unwrap());
+        let profile = Profile::new(file.reopen().unwrap(), Timeline::disabled());
         for stack in [vec![1], vec![2, 0xa], vec![2, 0xa]] {
             profile.hit(stack);
         }

@@ -69,6 +69,13 @@ impl Timeline {
         }
     }
 
+    /// The mark that was made last, as the name of the step that it began.
+    pub fn step(&self) -> Option<String> {
+        let marks = self.0.as_ref()?.marks.lock();
+        let marks = marks.unwrap_or_else(PoisonError::into_inner);
+        marks.last().map(|mark| mark.name.clone())
+    }
+
     /// Marks so far, in order of time.
     pub fn marks(&self) -> Vec<Mark> {
         let Some(inner) = &self.0 else {
