@@ -7,14 +7,13 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, open, unlinkat};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, chroot, fchdir, set_dumpable_behavior};
-use rustix::time::{ClockId, Timespec, clock_settime};
 use vmrun_protocol::frame::{self, FrameError, MAX_TO_GUEST_BYTES, MAX_TO_HOST_BYTES};
-use vmrun_protocol::message::{Hello, Welcome};
+use vmrun_protocol::message::{Hello, Task, Welcome};
 use vmrun_protocol::{CONTROL_PORT, FS_TAG, STREAM_PORT, VERSION};
 
 use crate::root_fs::SHARE;
 use crate::serve::Channels;
-use crate::{inside, mounts, sys};
+use crate::{inside, mounts, renewal, sys};
 
 /// Stream connections that wait to be accepted while a container is made.
 const BACKLOG: i32 = 16;
@@ -76,7 +75,12 @@ pub fn boot() -> Result<Channels, BootError> {
             host: welcome.version,
         });
     }
-    set_clock(welcome.realtime_ns).tried("set the clock")?;
+    match welcome.task {
+        Task::Start(renewal) => {
+            renewal::apply(renewal).map_err(|(what, source)| BootError::System { what, source })?
+        }
+        Task::Freeze => return Err(Errno::NOSYS).tried("become a template"),
+    }
     Ok(Channels {
         control,
         listener,
@@ -124,13 +128,4 @@ fn share() -> Result<(), BootError> {
     let made = mounts::new_file_system("virtiofs", FS_TAG.as_bytes(), b"", libc::MS_NODEV);
     let target = inside::own_folder(SHARE).tried(what)?;
     mounts::attach(made.tried(what)?.as_fd(), target.as_fd()).tried(what)
-}
-
-fn set_clock(realtime_ns: u64) -> rustix::io::Result<()> {
-    const NS_PER_S: u64 = 1_000_000_000;
-    let now = Timespec {
-        tv_sec: (realtime_ns / NS_PER_S) as i64,
-        tv_nsec: (realtime_ns % NS_PER_S) as i64,
-    };
-    clock_settime(ClockId::Realtime, now)
 }

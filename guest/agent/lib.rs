@@ -22,6 +22,7 @@ mod inside;
 mod mounts;
 mod program;
 mod relay;
+mod renewal;
 mod root_fs;
 pub mod serve;
 pub mod steps;

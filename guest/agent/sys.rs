@@ -21,7 +21,8 @@ fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
-fn check(result: c_long) -> Result<c_long> {
+/// The result of a system call through libc.
+pub(crate) fn check(result: c_long) -> Result<c_long> {
     if result < 0 {
         Err(last_errno())
     } else {

@@ -8,6 +8,7 @@
 use std::io::{self, Read, Write};
 
 use serde::{Serialize, de::DeserializeOwned};
+use zeroize::Zeroizing;
 
 /// Largest payload the host sends, in bytes. A plan holds arguments and
 /// environment, which Linux itself limits to 2 MiB by default, and mounts.
@@ -76,7 +77,8 @@ pub fn read<T: DeserializeOwned>(
             max_bytes,
         });
     }
-    let mut payload = vec![0; len_bytes];
+    // A payload may hold a seed, of which no copy may stay behind.
+    let mut payload = Zeroizing::new(vec![0; len_bytes]);
     stream.read_exact(&mut payload).map_err(FrameError::Io)?;
     let (message, rest) = postcard::take_from_bytes(&payload).map_err(FrameError::Malformed)?;
     if rest.is_empty() {

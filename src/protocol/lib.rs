@@ -6,7 +6,8 @@
 //! [`STREAM_PORT`] in the guest, so that the back-pressure and the end of one
 //! stream never wait for another.
 //!
-//! The host never opens a listening port: after the agent's one connection every
+//! The host never opens a listening port: after the agent's one connection (in a
+//! machine made from a template: its new one) every
 //! connect from the guest is refused, so nothing in the guest can pose as the agent.
 
 pub mod frame;
@@ -15,9 +16,10 @@ pub mod plan;
 
 /// Version of everything in this crate. Both sides are built from the same
 /// source; the handshake only catches a stale guest image.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
-/// vsock port on the host (context id 2) that the agent connects to, once.
+/// vsock port on the host (context id 2) that the agent connects to: once, and
+/// once more in a machine made from a template.
 pub const CONTROL_PORT: u32 = 1024;
 
 /// vsock port in the guest on which the agent accepts stream connections.

@@ -2,8 +2,16 @@
 //!
 //! Order: the agent sends [`Hello`], the host answers with [`Welcome`]; then the
 //! host sends [`Request`]s and the agent [`Report`]s. Enums are append-only.
+//!
+//! A machine that is to become a template is welcomed with [`Task::Freeze`]: the
+//! agent prepares what every container needs, sends [`Report::Frozen`] and nothing
+//! more. In each machine made from the template the connection is gone; the agent
+//! opens a new one, on which the order begins anew.
+
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroize;
 
 use crate::plan::{ContainerPlan, WindowSize};
 
@@ -16,13 +24,66 @@ pub struct Hello {
     pub kernel_release: String,
 }
 
-/// Second frame, from the host: versions agree.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Second frame, from the host: versions agree, and this is what to do.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
     /// [`crate::VERSION`] of the host.
     pub version: u32,
+    /// What the agent is to do.
+    pub task: Task,
+}
+
+/// What the host wants of a machine.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Task {
+    /// Run containers.
+    Start(Renewal),
+    /// Become a template.
+    Freeze,
+}
+
+/// What sets a machine apart from all others of its template. Applied, whole,
+/// before the first request is served; else the machine ends.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewal {
     /// Wall clock of the host in nanoseconds since 1970, UTC.
     pub realtime_ns: u64,
+    /// Fresh randomness for the guest kernel's generator.
+    pub seed: Seed,
+}
+
+/// Random bytes that nobody else may learn: never printed, and wiped from memory
+/// when dropped.
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seed([[u8; 32]; 2]);
+
+impl Seed {
+    /// How many random bytes there are.
+    pub const BYTES: usize = 64;
+
+    /// A seed of these bytes, which the caller must wipe where it has another copy.
+    pub fn new(bytes: [u8; Self::BYTES]) -> Self {
+        let mut halves = [[0; 32]; 2];
+        halves.as_flattened_mut().copy_from_slice(&bytes);
+        Self(halves)
+    }
+
+    /// The [`Seed::BYTES`] bytes.
+    pub fn bytes(&self) -> &[u8] {
+        self.0.as_flattened()
+    }
+}
+
+impl fmt::Debug for Seed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Seed(..)")
+    }
+}
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
 }
 
 /// Number of a process that the host asked for: 0 is the container's init.
@@ -75,6 +136,9 @@ pub enum Report {
         /// How.
         status: ExitStatus,
     },
+    /// The agent is prepared and waits for its connection to end: nothing that it
+    /// does from now on is in the template. Only in answer to [`Task::Freeze`].
+    Frozen,
 }
 
 /// How a process ended.
@@ -148,4 +212,58 @@ pub enum Stream {
     Stderr,
     /// The master side of a pseudo-terminal.
     Terminal,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::{self, MAX_TO_GUEST_BYTES};
+
+    fn welcome(task: Task) -> Welcome {
+        Welcome {
+            version: crate::VERSION,
+            task,
+        }
+    }
+
+    fn start() -> Task {
+        Task::Start(Renewal {
+            realtime_ns: u64::MAX,
+            seed: Seed::new(std::array::from_fn(|i| i as u8)),
+        })
+    }
+
+    #[test]
+    fn both_tasks_come_back() {
+        for task in [start, || Task::Freeze] {
+            let mut wire = Vec::new();
+            frame::write(&mut wire, &welcome(task()), MAX_TO_GUEST_BYTES).unwrap();
+            let back: Welcome = frame::read(&mut wire.as_slice(), MAX_TO_GUEST_BYTES).unwrap();
+            assert_eq!(back, welcome(task()));
+        }
+    }
+
+    #[test]
+    fn every_byte_of_the_seed_arrives_in_order() {
+        let Task::Start(renewal) = start() else {
+            panic!("not a start");
+        };
+        let expected: Vec<u8> = (0..Seed::BYTES as u8).collect();
+        assert_eq!(renewal.seed.bytes(), expected);
+    }
+
+    #[test]
+    fn a_seed_is_not_printed() {
+        let printed = format!("{:?}", welcome(start()));
+        assert!(printed.contains("seed: Seed(..)"), "{printed}");
+        assert!(!printed.contains("63"), "{printed}");
+    }
+
+    #[test]
+    fn reports_keep_their_numbers() {
+        let number = |report: &Report| postcard::to_stdvec(report).unwrap()[0];
+        assert_eq!(number(&Report::Created), 0);
+        assert_eq!(number(&Report::Started), 1);
+        assert_eq!(number(&Report::Frozen), 4);
+    }
 }

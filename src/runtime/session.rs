@@ -10,7 +10,9 @@ use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use vmrun_protocol::VERSION;
 use vmrun_protocol::frame::FrameError;
-use vmrun_protocol::message::{ExitStatus, Failure, Hello, INIT, Report, Request, Welcome};
+use vmrun_protocol::message::{
+    ExitStatus, Failure, Hello, INIT, Renewal, Report, Request, Seed, Task, Welcome,
+};
 use vmrun_protocol::plan::{ContainerPlan, WindowSize};
 
 use crate::Error;
@@ -114,11 +116,15 @@ impl<'a, G: Guest> Session<'a, G> {
         log::debug!("guest kernel {}", shown(&hello.kernel_release));
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let realtime_ns = since_1970.unwrap_or_default().as_nanos();
+        let renewal = Renewal {
+            realtime_ns: u64::try_from(realtime_ns).unwrap_or(u64::MAX),
+            seed: fresh_seed()?,
+        };
         self.send(
             step,
             &Welcome {
                 version: VERSION,
-                realtime_ns: u64::try_from(realtime_ns).unwrap_or(u64::MAX),
+                task: Task::Start(renewal),
             },
         )
     }
@@ -297,6 +303,15 @@ impl<'a, G: Guest> Session<'a, G> {
     }
 }
 
+/// Randomness for one machine. The kernel never returns less for up to 256 bytes.
+fn fresh_seed() -> Result<Seed, Error> {
+    let mut bytes = [0; Seed::BYTES];
+    let flags = rustix::rand::GetRandomFlags::empty();
+    rustix::io::retry_on_intr(|| rustix::rand::getrandom(&mut bytes, flags))
+        .map_err(Error::host("draw randomness"))?;
+    Ok(Seed::new(bytes))
+}
+
 fn agent_error(step: Step, source: FrameError) -> Error {
     Error::Agent {
         doing: step.doing,
@@ -325,6 +340,7 @@ fn described(report: &Report) -> String {
         Report::Started => "a started container".to_owned(),
         Report::Failed(_) => "a failure".to_owned(),
         Report::Exited { process, .. } => format!("the end of process {process}"),
+        Report::Frozen => "a template".to_owned(),
     }
 }
 
