@@ -81,29 +81,53 @@ impl VcpuThread {
         })
     }
 
-    /// Ends the loop and waits for the thread; [`Outcome::is_over`] must hold.
-    pub fn join(self) {
+    /// Ends the loop, waits for the thread and takes the vCPU back;
+    /// [`Outcome::is_over`] must hold. None if the thread panicked.
+    pub fn join(self) -> Option<VcpuFd> {
         // SAFETY: the page is mapped until the VcpuFd is dropped, which the thread
         // returns and `join` below hands to us.
         unsafe { (*self.immediate_exit.0).store(1, Ordering::SeqCst) };
         // SAFETY: the thread has not been joined, so its pthread_t is valid.
         unsafe { libc::pthread_kill(self.handle.as_pthread_t(), kick_signal()) };
-        if self.handle.join().is_err() {
-            log::error!("a vCPU thread panicked");
-        }
+        self.handle
+            .join()
+            .inspect_err(|_| log::error!("a vCPU thread panicked"))
+            .ok()
     }
+}
+
+/// Completes a port or memory access that KVM has handed back and not yet heard
+/// the answer of, and applies registers that were changed meanwhile, without a
+/// further instruction of the guest: then the vCPU's state is all there is. For a
+/// vCPU that runs on no thread.
+#[allow(dead_code, reason = "for snapshots, which come next")]
+pub(super) fn settle(vcpu: &mut VcpuFd, context: &VcpuContext) -> Result<(), Ending> {
+    vcpu.set_kvm_immediate_exit(1);
+    while run_once(vcpu, context)? == Turn::Served {}
+    Ok(())
+}
+
+/// Why [`run_once`] came back.
+#[derive(Debug, PartialEq, Eq)]
+enum Turn {
+    /// The guest asked for something and has got it.
+    Served,
+    /// A kick, between two instructions.
+    Interrupted,
 }
 
 fn run(vcpu: &mut VcpuFd, context: &VcpuContext) {
     while !context.outcome.is_over() {
-        if let Err(ending) = run_once(vcpu, context) {
-            context.outcome.end(ending);
+        match run_once(vcpu, context) {
+            Ok(Turn::Served) => {}
+            Ok(Turn::Interrupted) => sample(vcpu, context),
+            Err(ending) => context.outcome.end(ending),
         }
     }
 }
 
 /// Runs the guest until KVM hands something back, and answers it.
-fn run_once(vcpu: &mut VcpuFd, context: &VcpuContext) -> Result<(), Ending> {
+fn run_once(vcpu: &mut VcpuFd, context: &VcpuContext) -> Result<Turn, Ending> {
     match vcpu.run() {
         Ok(VcpuExit::IoOut(port, data)) => match Bulk::asked(port, data) {
             Some(asked) => emulate::bulk(vcpu, &context.memory, asked).map_err(unfinished)?,
@@ -115,17 +139,19 @@ fn run_once(vcpu: &mut VcpuFd, context: &VcpuContext) -> Result<(), Ending> {
         Ok(VcpuExit::InternalError) => complete(vcpu, context)?,
         Ok(VcpuExit::Shutdown) => return Err(Ending::TripleFault),
         Ok(VcpuExit::Hlt) => return Err(Ending::Halted),
-        Ok(VcpuExit::Intr) => {}
+        Ok(VcpuExit::Intr) => return Ok(Turn::Interrupted),
         Ok(VcpuExit::FailEntry(reason, cpu)) => {
             return Err(Ending::Failed(format!(
                 "KVM could not enter the guest: reason {reason:#x} on CPU {cpu}"
             )));
         }
         Ok(other) => return Err(Ending::Failed(format!("unexpected exit {other:?}"))),
-        Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => sample(vcpu, context),
+        Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {
+            return Ok(Turn::Interrupted);
+        }
         Err(e) => return Err(Ending::Failed(format!("KVM_RUN: {e}"))),
     }
-    Ok(())
+    Ok(Turn::Served)
 }
 
 fn complete(vcpu: &mut VcpuFd, context: &VcpuContext) -> Result<(), Ending> {
