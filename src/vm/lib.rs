@@ -10,6 +10,7 @@ pub mod devices;
 pub mod emulate;
 pub mod ending;
 pub mod event_loop;
+pub mod interpret;
 pub mod kvm;
 pub mod machine;
 pub mod memory;
