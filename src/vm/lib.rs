@@ -18,5 +18,6 @@ pub mod probe;
 pub mod profile;
 mod slots;
 pub mod spec;
+pub mod snapshot;
 pub mod trace;
 pub mod virtio;
