@@ -136,9 +136,6 @@ impl Machine {
         })
     }
 
-    /// Lets the vCPUs run.
-    pub fn resume(mut self) -> Result<RunningMachine, MachineError> {
-        cpu::install_kick_handler().map_err(host_error("install the kick signal"))?;
     /// Makes the machine that was frozen into `template`, paused where that was
     /// stopped. `spec` must ask for the same memory, vCPUs and devices; what it
     /// says about the boot is not used. Its exports, its context id and its ports
@@ -154,6 +151,9 @@ impl Machine {
         Err(SnapshotError::Misfit("nothing does yet".to_owned()).into())
     }
 
+    /// Lets the vCPUs run.
+    pub fn resume(mut self) -> Result<RunningMachine, MachineError> {
+        cpu::install_kick_handler().map_err(host_error("install the kick signal"))?;
         let vcpus = std::mem::take(&mut self.vcpus);
         let mut running = RunningMachine {
             vcpus: Vec::new(),
@@ -191,9 +191,6 @@ impl RunningMachine {
         self.ending().unwrap_or(Ending::Stopped)
     }
 
-    fn shut_down(&mut self) {
-        self.machine.context.outcome.end(Ending::Stopped);
-        for vcpu in self.vcpus.drain(..) {
     /// Stops the machine and writes it into `folder`, which is private to the
     /// user and holds no template yet: see [`crate::snapshot`]. The machine is gone
     /// afterwards, in any case.
@@ -208,6 +205,9 @@ impl RunningMachine {
         Ok(WorkingSet::default())
     }
 
+    fn shut_down(&mut self) {
+        self.machine.context.outcome.end(Ending::Stopped);
+        for vcpu in self.vcpus.drain(..) {
             vcpu.join();
         }
         if let Some(profile) = self.machine.context.profile.take()
