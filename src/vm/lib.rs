@@ -3,6 +3,7 @@
 //!
 //! [`spec`] says what is asked for; [`machine::Machine`] is the live object.
 
+pub mod accelerate;
 pub mod boot;
 pub mod bus;
 pub mod cpu;
@@ -17,7 +18,7 @@ pub mod memory;
 pub mod probe;
 pub mod profile;
 mod slots;
-pub mod spec;
 pub mod snapshot;
+pub mod spec;
 pub mod trace;
 pub mod virtio;

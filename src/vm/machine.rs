@@ -124,6 +124,7 @@ impl Machine {
             mmio: Arc::new(mmio),
             memory,
             outcome,
+            accelerate: cpu::is_accelerated(host, spec.vcpu_count),
             profile: (spec.profile).map(|out| Arc::new(Profile::new(out, timeline.clone()))),
         };
         Ok(Self {

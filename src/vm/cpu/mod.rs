@@ -13,7 +13,7 @@ use crate::emulate;
 use crate::kvm::{KvmError, Vm, failed};
 use crate::probe::HostKind;
 
-pub use run::{VcpuContext, VcpuThread, install_kick_handler};
+pub use run::{VcpuContext, VcpuThread, install_kick_handler, is_accelerated};
 
 /// Makes `count` vCPUs, the first at `entry`, the others waiting for a start-up
 /// interrupt as the hardware does.

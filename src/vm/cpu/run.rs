@@ -12,9 +12,11 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::CpuError;
+use crate::accelerate::{AccelerateError, Accelerator};
 use crate::bus::Bus;
 use crate::emulate::{self, Bulk, EmulateError};
 use crate::ending::{Ending, Outcome};
+use crate::probe::HostKind;
 use crate::profile::{self, Profile, SampleTimer};
 
 /// What every vCPU of a machine shares.
@@ -28,6 +30,8 @@ pub struct VcpuContext {
     pub memory: GuestMemoryMmap,
     /// Where the end is told.
     pub outcome: Arc<Outcome>,
+    /// Ring 0 is interpreted here: a software host, and the only vCPU.
+    pub accelerate: bool,
     /// Samples of the instruction pointer, if asked for.
     pub profile: Option<Arc<Profile>>,
 }
@@ -71,7 +75,8 @@ impl VcpuThread {
             .name(format!("vcpu{id}"))
             .spawn(move || {
                 let _timer = context.profile.as_ref().and_then(|_| sample_timer());
-                run(&mut vcpu, &context);
+                let mut accelerator = accelerator(&mut vcpu, &context);
+                run(&mut vcpu, &context, accelerator.as_mut());
                 vcpu
             })
             .map_err(CpuError::Thread)?;
@@ -114,16 +119,57 @@ enum Turn {
     Served,
     /// A kick, between two instructions.
     Interrupted,
+    /// A breakpoint of ours.
+    Stopped,
 }
 
-fn run(vcpu: &mut VcpuFd, context: &VcpuContext) {
-    while !context.outcome.is_over() {
-        match run_once(vcpu, context) {
-            Ok(Turn::Served) => {}
-            Ok(Turn::Interrupted) => sample(vcpu, context),
-            Err(ending) => context.outcome.end(ending),
+/// Whether ring 0 of such a machine is interpreted by this process, see
+/// [`crate::accelerate`].
+pub fn is_accelerated(host: HostKind, vcpu_count: u8) -> bool {
+    host == HostKind::Software && vcpu_count == 1 && std::env::var_os("VMRUN_SLOW").is_none()
+}
+
+fn accelerator(vcpu: &mut VcpuFd, context: &VcpuContext) -> Option<Accelerator> {
+    let wanted = context.accelerate;
+    wanted
+        .then(|| Accelerator::new(vcpu, &context.memory))
+        .flatten()
+}
+
+fn run(vcpu: &mut VcpuFd, context: &VcpuContext, mut accelerator: Option<&mut Accelerator>) {
+    if let Err(ending) = run_until_over(vcpu, context, accelerator.as_deref_mut()) {
+        context.outcome.end(ending);
+    }
+    if let Some(accelerator) = accelerator {
+        log::debug!("{:?}", accelerator.counts());
+        if let Err(error) = accelerator.release(vcpu) {
+            context.outcome.end(Ending::Failed(chain(&error)));
         }
     }
+}
+
+fn run_until_over(
+    vcpu: &mut VcpuFd,
+    context: &VcpuContext,
+    mut accelerator: Option<&mut Accelerator>,
+) -> Result<(), Ending> {
+    while !context.outcome.is_over() {
+        if let Some(accelerator) = &mut accelerator {
+            accelerator.run(vcpu).map_err(unaccelerated)?;
+        }
+        let turn = run_once(vcpu, context)?;
+        if turn == Turn::Interrupted {
+            sample(vcpu, context);
+        }
+        if turn == Turn::Served && accelerator.is_some() {
+            Accelerator::finish_access(vcpu).map_err(unaccelerated)?;
+        }
+    }
+    Ok(())
+}
+
+fn unaccelerated(error: AccelerateError) -> Ending {
+    Ending::Failed(chain(&error))
 }
 
 /// Runs the guest until KVM hands something back, and answers it.
@@ -138,6 +184,7 @@ fn run_once(vcpu: &mut VcpuFd, context: &VcpuContext) -> Result<Turn, Ending> {
         Ok(VcpuExit::MmioRead(address, data)) => context.mmio.read(address, data),
         Ok(VcpuExit::InternalError) => complete(vcpu, context)?,
         Ok(VcpuExit::Shutdown) => return Err(Ending::TripleFault),
+        Ok(VcpuExit::Debug(_)) => return Ok(Turn::Stopped),
         Ok(VcpuExit::Hlt) => return Err(Ending::Halted),
         Ok(VcpuExit::Intr) => return Ok(Turn::Interrupted),
         Ok(VcpuExit::FailEntry(reason, cpu)) => {

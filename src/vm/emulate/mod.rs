@@ -27,6 +27,7 @@ mod tests;
 mod vcpu;
 mod xsave;
 
+use kvm_bindings::kvm_sregs;
 use kvm_ioctls::VcpuFd;
 use vm_memory::GuestMemory;
 
@@ -37,7 +38,7 @@ use xsave::XsaveLayout;
 
 pub use bulk::{Bulk, bulk};
 pub use cpu::Exception;
-pub use vcpu::share_registers;
+pub use vcpu::{share_registers, shares_registers};
 
 /// `KVM_INTERNAL_ERROR_EMULATION` of linux/kvm.h.
 const SUBERROR_EMULATION: u32 = 1;
@@ -110,6 +111,20 @@ pub fn complete<M: GuestMemory>(vcpu: &mut VcpuFd, memory: &M) -> Result<Complet
         SUBERROR_EMULATION => complete_on(&mut vcpu, memory, XsaveLayout::host()),
         other => Err(EmulateError::NotEmulation(other)),
     }
+}
+
+/// Completes the instruction at RIP without KVM having been asked.
+/// Registers must be shared, see [`share_registers`].
+pub fn complete_here<M: GuestMemory>(
+    vcpu: &mut VcpuFd,
+    memory: &M,
+) -> Result<Completed, EmulateError> {
+    complete_on(&mut Vcpu::new(vcpu), memory, XsaveLayout::host())
+}
+
+/// Whether these are the registers of 64-bit code at ring 0.
+pub fn ring0_64(sregs: &kvm_sregs) -> bool {
+    instruction::mode(sregs) == (true, 0)
 }
 
 fn complete_on(

@@ -35,6 +35,11 @@ pub fn share_registers(kvm: &Kvm, vcpu: &mut VcpuFd) {
     }
 }
 
+/// Whether [`share_registers`] has had an effect.
+pub fn shares_registers(vcpu: &mut VcpuFd) -> bool {
+    vcpu.get_kvm_run().kvm_valid_regs & u64::from(SHARED) == u64::from(SHARED)
+}
+
 /// A vCPU that KVM_RUN just came back from.
 pub(super) struct Vcpu<'a> {
     fd: &'a mut VcpuFd,
