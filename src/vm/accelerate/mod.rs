@@ -30,12 +30,16 @@ mod tests;
 mod translate;
 mod tsc;
 
+use std::cell::RefCell;
+use std::sync::Arc;
+
 use kvm_bindings::{kvm_regs, kvm_sregs, kvm_vcpu_events};
 use kvm_ioctls::{SyncReg, VcpuFd};
 use vm_memory::GuestMemoryMmap;
 
 use crate::emulate::{self, EmulateError, ring0_64};
 use crate::interpret::{self, CodeCache, State, Stop};
+use crate::profile::{self, Profile};
 use breakpoints::Breakpoints;
 use entry::Entry;
 use privileged::Next;
@@ -44,6 +48,9 @@ use translate::Translator;
 
 /// Instructions between two chances for an interrupt: less than a millisecond.
 const BUDGET: u64 = 20_000;
+
+/// Instructions between two samples of a profile.
+const SAMPLE: u64 = 500;
 
 /// KVM refused what it must not refuse.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +83,8 @@ pub struct Accelerator {
     left_paging: bool,
     /// KVM has been asked for the registers.
     began: bool,
+    /// Gets a sample every [`SAMPLE`] instructions.
+    profile: Option<Arc<Profile>>,
     counts: Counts,
 }
 
@@ -91,7 +100,11 @@ pub struct Counts {
 impl Accelerator {
     /// For a vCPU whose registers are shared ([`emulate::share_registers`]); none where
     /// KVM cannot do that.
-    pub fn new(vcpu: &mut VcpuFd, memory: &GuestMemoryMmap) -> Option<Self> {
+    pub fn new(
+        vcpu: &mut VcpuFd,
+        memory: &GuestMemoryMmap,
+        profile: Option<Arc<Profile>>,
+    ) -> Option<Self> {
         emulate::shares_registers(vcpu).then(|| Self {
             memory: memory.clone(),
             translator: Translator::new(Ram::new(memory)),
@@ -103,6 +116,7 @@ impl Accelerator {
             left_write: None,
             left_paging: true,
             began: false,
+            profile,
             counts: Counts::default(),
         })
     }
@@ -160,19 +174,38 @@ impl Accelerator {
     ) -> Result<Next, AccelerateError> {
         let mut budget = BUDGET;
         loop {
-            let ran = interpret::run(state, &mut self.translator, &mut self.code, budget);
+            let piece = match self.profile {
+                Some(_) => budget.min(SAMPLE),
+                None => budget,
+            };
+            let ran = interpret::run(state, &mut self.translator, &mut self.code, piece);
             self.counts.instructions += ran.instructions;
+            if ran.instructions >= SAMPLE {
+                self.sample(state);
+            }
             for frame in self.translator.stale_code() {
                 self.code.invalidate(frame);
             }
             budget = budget.saturating_sub(ran.instructions.max(1));
-            if matches!(ran.stop, Stop::Budget) || budget == 0 {
+            if budget == 0 {
                 return Ok(Next::Here);
+            }
+            if ran.stop == Stop::Budget {
+                continue;
             }
             match self.privileged(vcpu, state, sregs)? {
                 Some(next) => return Ok(next),
                 None => budget = budget.saturating_sub(1),
             }
+        }
+    }
+
+    fn sample(&mut self, state: &State) {
+        const RBP: usize = 5;
+        if let Some(profile) = &self.profile {
+            let translator = RefCell::new(&mut self.translator);
+            let read = |address| entry::load(&mut translator.borrow_mut(), address);
+            profile.hit(profile::stack(state.rip, state.gpr[RBP], read));
         }
     }
 

@@ -132,7 +132,7 @@ pub fn is_accelerated(host: HostKind, vcpu_count: u8) -> bool {
 fn accelerator(vcpu: &mut VcpuFd, context: &VcpuContext) -> Option<Accelerator> {
     let wanted = context.accelerate;
     wanted
-        .then(|| Accelerator::new(vcpu, &context.memory))
+        .then(|| Accelerator::new(vcpu, &context.memory, context.profile.clone()))
         .flatten()
 }
 
