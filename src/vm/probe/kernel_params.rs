@@ -20,6 +20,9 @@ const SOFTWARE: &[&str] = &[
     // Side channels are the business of the host's processor; the guest's
     // barriers would be emulated one by one.
     "mitigations=off",
+    // Ring 3 reads the host's own counter, which no offset can make continue after a
+    // template is restored. KVM's clock does, for ring 3 too (vDSO).
+    "clocksource=kvm-clock",
     // Of our kernel's patches: pieces of memory are copied by the VMM (`emulate`),
     "vmm_copy",
     // a scheduler tick every 40 ms instead of 10, each some 700 instructions,
