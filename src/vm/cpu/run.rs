@@ -105,10 +105,9 @@ impl VcpuThread {
 /// the answer of, and applies registers that were changed meanwhile, without a
 /// further instruction of the guest: then the vCPU's state is all there is. For a
 /// vCPU that runs on no thread.
-#[allow(dead_code, reason = "for snapshots, which come next")]
 pub(super) fn settle(vcpu: &mut VcpuFd, context: &VcpuContext) -> Result<(), Ending> {
     vcpu.set_kvm_immediate_exit(1);
-    while run_once(vcpu, context)? == Turn::Served {}
+    while run_once(vcpu, context)? != Turn::Interrupted {}
     Ok(())
 }
 
