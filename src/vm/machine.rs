@@ -125,6 +125,7 @@ impl Machine {
             memory,
             outcome,
             accelerate: cpu::is_accelerated(host, spec.vcpu_count),
+            counters: timeline.counters(),
             profile: (spec.profile).map(|out| Arc::new(Profile::new(out, timeline.clone()))),
         };
         Ok(Self {

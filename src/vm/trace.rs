@@ -2,11 +2,15 @@
 //! Perfetto or chrome://tracing).
 //!
 //! Each mark has the CPU time of the process beside the wall clock: on a busy
-//! machine only that can be compared, and it holds the guest's own work.
+//! machine only that can be compared, and it holds the guest's own work. What does
+//! not depend on the neighbour at all is counted: exits, instructions of ring 0
+//! where this process interprets them, and pages touched.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::ops::Sub;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,10 +26,54 @@ pub struct Timeline(Option<Arc<Marks>>);
 
 #[derive(Debug)]
 struct Marks {
+    counters: Arc<Counters>,
     origin: Instant,
     /// `origin` on CLOCK_MONOTONIC, to line up with other programs' clocks.
     origin_monotonic: Duration,
     marks: Mutex<Vec<Mark>>,
+}
+
+/// What the vCPUs of a machine count as they run.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Times that KVM_RUN came back.
+    pub exits: AtomicU64,
+    /// Instructions of ring 0 that were interpreted, see [`crate::accelerate`].
+    pub instructions: AtomicU64,
+}
+
+/// Totals so far of what is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Counts {
+    /// See [`Counters::exits`].
+    pub exits: u64,
+    /// See [`Counters::instructions`].
+    pub instructions: u64,
+    /// Page faults of the process without I/O: pages touched for the first time,
+    /// the guest's among them.
+    pub pages: u64,
+}
+
+impl Counters {
+    fn totals(&self) -> Counts {
+        Counts {
+            exits: self.exits.load(Ordering::Relaxed),
+            instructions: self.instructions.load(Ordering::Relaxed),
+            pages: minor_faults(),
+        }
+    }
+}
+
+impl Sub for Counts {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        Self {
+            exits: self.exits.saturating_sub(before.exits),
+            instructions: self.instructions.saturating_sub(before.instructions),
+            pages: self.pages.saturating_sub(before.pages),
+        }
+    }
 }
 
 /// Something that happened.
@@ -35,6 +83,8 @@ pub struct Mark {
     pub at: Duration,
     /// CPU time of the process so far, guest included.
     pub cpu: Duration,
+    /// What was counted so far.
+    pub counts: Counts,
     /// What.
     pub name: String,
 }
@@ -43,6 +93,7 @@ impl Timeline {
     /// A timeline whose zero is `origin`, the start of the process.
     pub fn new(origin: Instant) -> Self {
         Self(Some(Arc::new(Marks {
+            counters: Arc::default(),
             origin,
             origin_monotonic: clock(ClockId::Monotonic).saturating_sub(origin.elapsed()),
             marks: Mutex::default(),
@@ -54,12 +105,19 @@ impl Timeline {
         Self::default()
     }
 
+    /// Where vCPUs count. Of no effect when disabled.
+    pub fn counters(&self) -> Arc<Counters> {
+        let counters = self.0.as_ref().map(|inner| inner.counters.clone());
+        counters.unwrap_or_default()
+    }
+
     /// Notes that `name` happened now.
     pub fn mark(&self, name: impl Into<String>) {
         if let Some(inner) = &self.0 {
             let mark = Mark {
                 at: inner.origin.elapsed(),
                 cpu: clock(ClockId::ProcessCPUTime),
+                counts: inner.counters.totals(),
                 name: name.into(),
             };
             let mut marks = inner.marks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -102,6 +160,15 @@ impl Timeline {
     }
 }
 
+#[allow(unsafe_code)]
+fn minor_faults() -> u64 {
+    // SAFETY: all-zero bytes are a valid rusage.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to a local that outlives the call.
+    unsafe { libc::getrusage(libc::RUSAGE_SELF, &mut usage) };
+    u64::try_from(usage.ru_minflt).unwrap_or(0)
+}
+
 fn clock(id: ClockId) -> Duration {
     let now = clock_gettime(id);
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
@@ -117,15 +184,17 @@ fn write_events(out: &mut impl Write, origin: Duration, marks: &[Mark]) -> io::R
             let (from, cpu_from) = (us(before.at), us(before.cpu));
             writeln!(
                 out,
-                r#"{{"name":"→ {name}","ph":"X","ts":{from:.3},"dur":{:.3},"pid":1,"tid":1,"args":{{"cpu_us":{:.3}}}}},"#,
+                r#"{{"name":"→ {name}","ph":"X","ts":{from:.3},"dur":{:.3},"pid":1,"tid":1,"args":{{"cpu_us":{:.3},{}}}}},"#,
                 ts - from,
-                cpu - cpu_from
+                cpu - cpu_from,
+                counted(mark.counts - before.counts)
             )?;
         }
         let comma = if i + 1 == marks.len() { "" } else { "," };
         writeln!(
             out,
-            r#"{{"name":"{name}","ph":"i","s":"p","ts":{ts:.3},"pid":1,"tid":1,"args":{{"cpu_us":{cpu:.3}}}}}{comma}"#
+            r#"{{"name":"{name}","ph":"i","s":"p","ts":{ts:.3},"pid":1,"tid":1,"args":{{"cpu_us":{cpu:.3},{}}}}}{comma}"#,
+            counted(mark.counts)
         )?;
     }
     writeln!(
@@ -133,6 +202,15 @@ fn write_events(out: &mut impl Write, origin: Duration, marks: &[Mark]) -> io::R
         r#"],"otherData":{{"origin_monotonic_us":{:.3}}}}}"#,
         us(origin)
     )
+}
+
+fn counted(counts: Counts) -> String {
+    let Counts {
+        exits,
+        instructions,
+        pages,
+    } = counts;
+    format!(r#""exits":{exits},"instructions":{instructions},"pages":{pages}"#)
 }
 
 fn us(time: Duration) -> f64 {
@@ -177,6 +255,11 @@ mod tests {
         let mark = |at, cpu, name: &str| Mark {
             at: Duration::from_micros(at),
             cpu: Duration::from_micros(cpu),
+            counts: Counts {
+                exits: at,
+                instructions: 10 * at,
+                pages: cpu,
+            },
             name: name.to_owned(),
         };
         let mut out = Vec::new();
@@ -185,9 +268,9 @@ mod tests {
         assert_eq!(
             String::from_utf8(out).unwrap(),
             r#"{"traceEvents":[
-{"name":"a","ph":"i","s":"p","ts":1.000,"pid":1,"tid":1,"args":{"cpu_us":1.000}},
-{"name":"→ b\"?","ph":"X","ts":1.000,"dur":3.000,"pid":1,"tid":1,"args":{"cpu_us":2.000}},
-{"name":"b\"?","ph":"i","s":"p","ts":4.000,"pid":1,"tid":1,"args":{"cpu_us":3.000}}
+{"name":"a","ph":"i","s":"p","ts":1.000,"pid":1,"tid":1,"args":{"cpu_us":1.000,"exits":1,"instructions":10,"pages":1}},
+{"name":"→ b\"?","ph":"X","ts":1.000,"dur":3.000,"pid":1,"tid":1,"args":{"cpu_us":2.000,"exits":3,"instructions":30,"pages":2}},
+{"name":"b\"?","ph":"i","s":"p","ts":4.000,"pid":1,"tid":1,"args":{"cpu_us":3.000,"exits":4,"instructions":40,"pages":3}}
 ],"otherData":{"origin_monotonic_us":9.000}}
 "#
         );

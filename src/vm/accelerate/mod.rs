@@ -85,16 +85,8 @@ pub struct Accelerator {
     began: bool,
     /// Gets a sample every [`SAMPLE`] instructions.
     profile: Option<Arc<Profile>>,
-    counts: Counts,
-}
-
-/// What has been done, for the figures.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Counts {
-    /// Instructions interpreted.
-    pub instructions: u64,
-    /// Times that KVM was entered again from ring 0.
-    pub left_to_kvm: u64,
+    /// Instructions interpreted in this run.
+    instructions: u64,
 }
 
 impl Accelerator {
@@ -117,13 +109,8 @@ impl Accelerator {
             left_paging: true,
             began: false,
             profile,
-            counts: Counts::default(),
+            instructions: 0,
         })
-    }
-
-    /// What has been done so far.
-    pub fn counts(&self) -> Counts {
-        self.counts
     }
 
     /// Lets KVM finish an access to a device and bring its registers up to date,
@@ -139,8 +126,9 @@ impl Accelerator {
     }
 
     /// Interprets ring 0 from where KVM_RUN came back, up to where KVM is needed.
-    /// Registers must be up to date, see [`Self::finish_access`].
-    pub fn run(&mut self, vcpu: &mut VcpuFd) -> Result<(), AccelerateError> {
+    /// Registers must be up to date, see [`Self::finish_access`]. Returns the number of
+    /// instructions.
+    pub fn run(&mut self, vcpu: &mut VcpuFd) -> Result<u64, AccelerateError> {
         if !std::mem::replace(&mut self.began, true) {
             Self::finish_access(vcpu)?;
         }
@@ -152,7 +140,7 @@ impl Accelerator {
         }
         let shared = vcpu.sync_regs();
         if !ring0_64(&shared.sregs) || delivers(&shared.events) {
-            return Ok(());
+            return Ok(0);
         }
         self.translator.set_mode(shared.sregs.cr0, shared.sregs.cr3);
         if let Some(entry) = self.entry.find(&mut self.translator, &shared.sregs) {
@@ -160,10 +148,10 @@ impl Accelerator {
         }
         let mut state = state(&shared.regs, &shared.sregs);
         let next = self.interpret(vcpu, &mut state, &shared.sregs)?;
-        self.counts.left_to_kvm += 1;
         self.translator.settle();
         store(vcpu, &state, shared.sregs);
-        self.breakpoints.stop_at(vcpu, state.rip, next)
+        self.breakpoints.stop_at(vcpu, state.rip, next)?;
+        Ok(std::mem::take(&mut self.instructions))
     }
 
     fn interpret(
@@ -179,7 +167,7 @@ impl Accelerator {
                 None => budget,
             };
             let ran = interpret::run(state, &mut self.translator, &mut self.code, piece);
-            self.counts.instructions += ran.instructions;
+            self.instructions += ran.instructions;
             if ran.instructions >= SAMPLE {
                 self.sample(state);
             }

@@ -18,6 +18,7 @@ use crate::emulate::{self, Bulk, EmulateError};
 use crate::ending::{Ending, Outcome};
 use crate::probe::HostKind;
 use crate::profile::{self, Profile, SampleTimer};
+use crate::trace::Counters;
 
 /// What every vCPU of a machine shares.
 #[derive(Clone)]
@@ -32,6 +33,8 @@ pub struct VcpuContext {
     pub outcome: Arc<Outcome>,
     /// Ring 0 is interpreted here: a software host, and the only vCPU.
     pub accelerate: bool,
+    /// What is counted.
+    pub counters: Arc<Counters>,
     /// Samples of the instruction pointer, if asked for.
     pub profile: Option<Arc<Profile>>,
 }
@@ -140,7 +143,6 @@ fn run(vcpu: &mut VcpuFd, context: &VcpuContext, mut accelerator: Option<&mut Ac
         context.outcome.end(ending);
     }
     if let Some(accelerator) = accelerator {
-        log::debug!("{:?}", accelerator.counts());
         if let Err(error) = accelerator.release(vcpu) {
             context.outcome.end(Ending::Failed(chain(&error)));
         }
@@ -154,9 +156,12 @@ fn run_until_over(
 ) -> Result<(), Ending> {
     while !context.outcome.is_over() {
         if let Some(accelerator) = &mut accelerator {
-            accelerator.run(vcpu).map_err(unaccelerated)?;
+            let instructions = accelerator.run(vcpu).map_err(unaccelerated)?;
+            let counter = &context.counters.instructions;
+            counter.fetch_add(instructions, Ordering::Relaxed);
         }
         let turn = run_once(vcpu, context)?;
+        context.counters.exits.fetch_add(1, Ordering::Relaxed);
         if turn == Turn::Interrupted {
             sample(vcpu, context);
         }
