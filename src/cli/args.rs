@@ -36,6 +36,9 @@ pub struct Globals {
     /// Folder that holds guest kernel and initramfs
     #[arg(long, value_name = "FOLDER", global = true)]
     pub guest_dir: Option<PathBuf>,
+    /// Folder for machine templates
+    #[arg(long, value_name = "FOLDER", global = true)]
+    pub template_dir: Option<PathBuf>,
     /// Accepted as runc has it; cgroups on the host are not made yet
     #[arg(long, global = true, hide = true)]
     pub systemd_cgroup: bool,
@@ -67,6 +70,9 @@ pub enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Look after machine templates: booted once, started from many times
+    #[command(subcommand)]
+    Template(TemplateVerb),
     /// Anything else: a bundle, if it looks like one.
     #[command(external_subcommand)]
     Other(Vec<OsString>),
@@ -80,12 +86,15 @@ pub struct RunArgs {
     /// The bundle's folder
     #[arg(short, long, value_name = "FOLDER")]
     pub bundle: Option<PathBuf>,
-    /// Memory of the machine (512m, 2g; a plain number is MiB)
-    #[arg(short, long, value_name = "SIZE", value_parser = super::size::parse_mib)]
-    pub memory: Option<u64>,
-    /// Number of vCPUs [default: 1]
-    #[arg(long, value_name = "N")]
-    pub cpus: Option<u8>,
+    #[command(flatten)]
+    pub shape: Shape,
+    /// Boot the machine instead of starting it from a template
+    #[arg(long)]
+    pub no_template: bool,
+    /// Take one of N templates, each booted by itself: see docs/threat-model.md
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = pool(), conflicts_with = "no_template")]
+    pub template_pool: u8,
     /// Write a timeline of the start there, in Chrome's trace format
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
@@ -93,9 +102,62 @@ pub struct RunArgs {
     pub debugging: Debugging,
 }
 
-/// Shown by `--help`, not by `-h`.
+/// Size of a machine.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Debugging")]
+pub struct Shape {
+    /// Memory of the machine (512m, 2g; a plain number is MiB), rounded up to a power of two
+    #[arg(short, long, value_name = "SIZE", value_parser = super::size::parse_mib)]
+    pub memory: Option<u64>,
+    /// Number of vCPUs [default: 1]
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<u8>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TemplateVerb {
+    /// Make a template, unless it is there
+    Create {
+        #[command(flatten)]
+        shape: Shape,
+        /// How many of them
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = pool())]
+        template_pool: u8,
+    },
+    /// List templates
+    List {
+        /// How
+        #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+        format: ListFormat,
+    },
+    /// Remove templates; containers that run are not disturbed
+    Rm {
+        /// Keys, as `list` shows them
+        #[arg(value_name = "KEY", required = true)]
+        keys: Vec<String>,
+    },
+    /// Remove templates that no start will use any more, and left-overs
+    Prune {
+        /// Remove all templates
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ListFormat {
+    Table,
+    Json,
+}
+
+/// Sizes of a pool of templates.
+fn pool() -> impl clap::builder::TypedValueParser<Value = u8> {
+    clap::value_parser!(u8).range(1..=i64::from(vmrun_runtime::template::POOL_MAX))
+}
+
+/// Shown by `--help`, not by `-h`. Each but `--profile` makes another machine than
+/// those of templates: it boots.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Debugging (without templates, but for --profile)")]
 pub struct Debugging {
     /// Write the guest's console (hvc0) there
     #[arg(long, value_name = "FILE", hide_short_help = true)]
@@ -196,7 +258,7 @@ mod tests {
         assert_eq!(run(&["folder"]).target, Some("folder".into()));
         let with_flags = run(&["--debug", "./x", "--memory", "64m"]);
         assert_eq!(with_flags.target, Some("./x".into()));
-        assert_eq!(with_flags.memory, Some(64));
+        assert_eq!(with_flags.shape.memory, Some(64));
     }
 
     #[test]
@@ -218,6 +280,18 @@ mod tests {
             (
                 &["run", "--memory", "1x", "b"],
                 "invalid value '1x' for '--memory <SIZE>': must be a size (512m, 2g)",
+            ),
+            (
+                &["run", "--template-pool", "17", "b"],
+                "invalid value '17' for '--template-pool <N>': 17 is not in 1..=16",
+            ),
+            (
+                &["run", "--template-pool", "2", "--no-template", "b"],
+                "the argument '--template-pool <N>' cannot be used with '--no-template'",
+            ),
+            (
+                &["template", "rm"],
+                "the following required arguments were not provided: <KEY>...",
             ),
             (
                 &["run", "--cpus", "300", "b"],

@@ -4,14 +4,18 @@
 mod args;
 mod check;
 mod log_file;
+mod progress;
 mod run;
 mod settings;
 mod size;
+mod template;
 
 use std::error::Error;
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Instant;
+
+use vmrun_runtime::error::chain;
 
 use settings::{Action, Settings, UsageError};
 
@@ -45,17 +49,16 @@ pub fn run(argv: Vec<OsString>, started: Instant) -> ExitCode {
     match settings.action {
         Action::Check { json, guest_dir } => check::check(json, &guest_dir),
         Action::Run { request, trace } => run::run(&request, trace.as_deref(), started),
+        Action::CreateTemplate(request) => template::create(&request),
+        Action::ListTemplates { folder, format } => template::list(&folder, format),
+        Action::RemoveTemplates { folder, keys } => template::remove(&folder, &keys),
+        Action::PruneTemplates { folder, all } => template::prune(&folder, all),
     }
 }
 
 /// The whole chain of an error as one line on stderr, and in the log.
 fn tell(error: &dyn Error) {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        line = format!("{line}: {inner}");
-        source = inner.source();
-    }
+    let line = chain(error);
     log::error!("{line}");
     eprintln!("vmrun: {line}");
 }

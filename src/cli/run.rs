@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use vmrun_runtime::{RunRequest, Timeline};
 
+use super::progress::Stderr;
 use super::tell;
 
 /// Runs a container to its end; the exit code is the container's, or says what
@@ -15,7 +16,7 @@ pub fn run(request: &RunRequest, trace: Option<&Path>, started: Instant) -> Exit
         Some(_) => Timeline::new(started),
         None => Timeline::disabled(),
     };
-    let result = vmrun_runtime::run(request, &timeline);
+    let result = vmrun_runtime::run(request, &Stderr, &timeline);
     // A start that failed is worth a timeline most of all.
     if let Some(path) = trace
         && let Err(error) = timeline.write(path)

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use vmrun_runtime::plan::AskedShape;
+use vmrun_runtime::template::{self, CreateRequest, TemplateUse};
 use vmrun_runtime::{BootProtocol, RunRequest, guest_image};
 
-use super::args::{self, Args, Globals, LogFormat, RunArgs, Verb};
+use super::args::{self, Args, Globals, ListFormat, LogFormat, RunArgs, TemplateVerb, Verb};
 
 /// The command line cannot be meant.
 #[derive(Debug, PartialEq, Eq)]
@@ -50,6 +51,19 @@ pub enum Action {
         json: bool,
         guest_dir: PathBuf,
     },
+    CreateTemplate(CreateRequest),
+    ListTemplates {
+        folder: PathBuf,
+        format: ListFormat,
+    },
+    RemoveTemplates {
+        folder: PathBuf,
+        keys: Vec<String>,
+    },
+    PruneTemplates {
+        folder: PathBuf,
+        all: bool,
+    },
 }
 
 impl Settings {
@@ -57,7 +71,8 @@ impl Settings {
     pub fn decide(args: Args) -> Result<Self, UsageError> {
         let globals = args.globals;
         let action = match args.verb {
-            Verb::Run(run) => decide_run(*run, guest_dir(&globals))?,
+            Verb::Run(run) => decide_run(*run, &globals)?,
+            Verb::Template(verb) => decide_template(verb, &globals)?,
             Verb::Check { json } => Action::Check {
                 json,
                 guest_dir: guest_dir(&globals),
@@ -80,7 +95,42 @@ fn guest_dir(globals: &Globals) -> PathBuf {
     guest_image::folder(globals.guest_dir.as_deref(), variable)
 }
 
-fn decide_run(run: RunArgs, guest_dir: PathBuf) -> Result<Action, UsageError> {
+fn template_folder(globals: &Globals) -> Option<PathBuf> {
+    let is_root = template::is_root();
+    template::folder(globals.template_dir.as_deref(), is_root, |name| {
+        std::env::var_os(name)
+    })
+}
+
+fn decide_template(verb: TemplateVerb, globals: &Globals) -> Result<Action, UsageError> {
+    let folder = template_folder(globals)
+        .ok_or_else(|| UsageError::new("no folder for templates: --template-dir"))?;
+    Ok(match verb {
+        TemplateVerb::Create {
+            shape,
+            template_pool,
+        } => Action::CreateTemplate(CreateRequest {
+            shape: asked(&shape),
+            guest_dir: guest_dir(globals),
+            templates: TemplateUse {
+                folder: Some(folder),
+                pool: template_pool,
+            },
+        }),
+        TemplateVerb::List { format } => Action::ListTemplates { folder, format },
+        TemplateVerb::Rm { keys } => Action::RemoveTemplates { folder, keys },
+        TemplateVerb::Prune { all } => Action::PruneTemplates { folder, all },
+    })
+}
+
+fn asked(shape: &args::Shape) -> AskedShape {
+    AskedShape {
+        mem_size_mib: shape.memory,
+        vcpu_count: shape.cpus,
+    }
+}
+
+fn decide_run(run: RunArgs, globals: &Globals) -> Result<Action, UsageError> {
     let bundle = match (run.bundle, run.target) {
         (Some(bundle), id) => {
             if let Some(id) = id {
@@ -91,14 +141,16 @@ fn decide_run(run: RunArgs, guest_dir: PathBuf) -> Result<Action, UsageError> {
         (None, Some(target)) => target.into(),
         (None, None) => return Err(UsageError::new("no bundle")),
     };
+    let templates = (!run.no_template).then(|| TemplateUse {
+        folder: template_folder(globals),
+        pool: run.template_pool,
+    });
     let debugging = run.debugging;
     let request = RunRequest {
         bundle,
-        shape: AskedShape {
-            mem_size_mib: run.memory,
-            vcpu_count: run.cpus,
-        },
-        guest_dir,
+        shape: asked(&run.shape),
+        guest_dir: guest_dir(globals),
+        templates,
         kernel: debugging.kernel,
         initramfs: debugging.initramfs,
         kernel_params: debugging.kernel_param,
@@ -153,6 +205,8 @@ mod tests {
         assert_eq!(request.shape, AskedShape::default());
         assert_eq!(request.boot_protocol, BootProtocol::Linux64);
         assert_eq!(request.console, None);
+        assert!(!request.changes_machine());
+        assert_eq!(request.templates.unwrap().pool, 1);
     }
 
     #[test]
@@ -181,6 +235,22 @@ mod tests {
         assert_eq!(request.kernel_params, ["a", "b=c"]);
         assert_eq!(request.boot_protocol, BootProtocol::Pvh);
         assert_eq!(request.serial, Some("/s".into()));
+        assert!(request.changes_machine());
+    }
+
+    #[test]
+    fn templates() {
+        let request = |words: &[&str]| request(&[words, &["b"]].concat()).templates;
+        assert_eq!(request(&["run", "--no-template"]), None);
+        let pool = ["--template-dir", "/t", "run", "--template-pool", "3"];
+        let usage = request(&pool).unwrap();
+        assert_eq!(usage.folder, Some("/t".into()));
+        assert_eq!(usage.pool, 3);
+        let words = ["template", "rm", "a", "b", "--template-dir", "/t"];
+        let Action::RemoveTemplates { folder, keys } = decided(&words).unwrap().action else {
+            panic!("not a removal");
+        };
+        assert_eq!((folder, keys), ("/t".into(), vec!["a".into(), "b".into()]));
     }
 
     #[test]

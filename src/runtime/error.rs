@@ -167,3 +167,14 @@ impl Error {
         }
     }
 }
+
+/// The whole chain of an error as one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        line = format!("{line}: {inner}");
+        source = inner.source();
+    }
+    line
+}

@@ -15,7 +15,9 @@ pub mod pump;
 pub mod run;
 pub mod session;
 pub mod signals;
+mod start;
 pub mod stdio;
+pub mod template;
 pub mod terminal;
 
 pub use error::Error;

@@ -23,6 +23,15 @@ pub const MEM_OVERHEAD_MIB: u64 = 48;
 /// Most vCPUs that the guest kernel is built for.
 pub const VCPU_MAX: u8 = 32;
 
+/// Sizes of machines are powers of two from [`MEM_MIN_MIB`] on, so that few
+/// templates serve all containers. What a container may use of it is its own
+/// limit's business.
+fn mem_class_mib(mib: u64, host_mem_mib: u64) -> u64 {
+    let class = mib.checked_next_power_of_two().unwrap_or(u64::MAX);
+    // The largest class is the host itself.
+    class.min(host_mem_mib.max(mib))
+}
+
 /// Size of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
@@ -42,7 +51,8 @@ pub struct AskedShape {
 }
 
 /// The machine's size: what was asked for, else the container's limit and what
-/// the guest needs beside it, within what the host has.
+/// the guest needs beside it, within what the host has; memory is rounded up to
+/// the next class.
 pub fn shape(
     asked: AskedShape,
     limit_bytes: Option<u64>,
@@ -69,7 +79,7 @@ pub fn shape(
         return Err(Error::Shape(problem));
     }
     Ok(Shape {
-        mem_size_mib: u32::try_from(mem_size_mib).unwrap_or(u32::MAX),
+        mem_size_mib: u32::try_from(mem_class_mib(mem_size_mib, host_mem_mib)).unwrap_or(u32::MAX),
         vcpu_count,
     })
 }
@@ -202,7 +212,7 @@ mod tests {
     fn memory_sizes() {
         assert_eq!(memory(None, None), Ok(128));
         assert_eq!(memory(Some(64), Some(1 << 40)), Ok(64));
-        assert_eq!(memory(None, Some(100 << 20)), Ok(148));
+        assert_eq!(memory(None, Some(100 << 20)), Ok(256));
         assert_eq!(memory(None, Some(1)), Ok(64));
         assert_eq!(memory(None, Some(u64::MAX)), Ok(4096));
         assert_eq!(
@@ -213,6 +223,22 @@ mod tests {
             memory(Some(4097), None),
             Err("--memory: 4097 MiB are more than the host's 4096".to_owned())
         );
+    }
+
+    #[test]
+    fn memory_classes() {
+        for (mib, class) in [
+            (64, 64),
+            (65, 128),
+            (200, 256),
+            (256, 256),
+            (2049, 3000),
+            (3000, 3000),
+        ] {
+            assert_eq!(mem_class_mib(mib, 3000), class, "{mib}");
+        }
+        // A host with less than the least machine.
+        assert_eq!(mem_class_mib(64, 32), 64);
     }
 
     #[test]

@@ -1,29 +1,24 @@
 //! `vmrun run`: a bundle from its folder to its exit code.
 
-use std::fs::File;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use vmrun_protocol::message::INIT;
 use vmrun_protocol::plan::WindowSize;
-use vmrun_protocol::{CONTROL_PORT, FS_TAG};
-use vmrun_vm::spec::{BootProtocol, FsExport, FsSpec, HostPort, MachineSpec, VsockSpec};
+use vmrun_vm::spec::BootProtocol;
 use vmrun_vm::trace::Timeline;
 
 use crate::bundle::Bundle;
-use crate::control::Control;
-use crate::guest_image::{self, GuestImage};
-use crate::plan::{self, AskedShape, Shape};
+use crate::guest_image;
+use crate::plan::{self, AskedShape};
 use crate::session::{Deadlines, Session};
 use crate::signals::Signals;
+use crate::start::Start;
 use crate::stdio::{HostStreams, Relays};
+use crate::template::{Found, Notices, TemplateUse, Workshop};
 use crate::terminal::{self, RawTerminal};
 use crate::{Error, machine, mount_points};
-
-/// Context id of every guest: the first that is free (virtio 1.2, 5.10.4).
-const GUEST_CID: u64 = 3;
 
 /// What was decided about a run.
 #[derive(Debug, Clone, Default)]
@@ -48,11 +43,23 @@ pub struct RunRequest {
     pub serial: Option<PathBuf>,
     /// File for samples of what the guest does.
     pub profile: Option<PathBuf>,
+    /// Which templates to use; none to boot.
+    pub templates: Option<TemplateUse>,
+}
+
+impl RunRequest {
+    /// Whether the machine is to be another than those of templates.
+    pub fn changes_machine(&self) -> bool {
+        let files = [&self.kernel, &self.initramfs, &self.console, &self.serial];
+        files.iter().any(|file| file.is_some())
+            || !self.kernel_params.is_empty()
+            || self.boot_protocol != BootProtocol::default()
+    }
 }
 
 /// Runs the container and returns its exit code. Whatever happens, nothing is
 /// left behind: every step is undone by the end of its scope.
-pub fn run(request: &RunRequest, timeline: &Timeline) -> Result<u8, Error> {
+pub fn run(request: &RunRequest, notices: &dyn Notices, timeline: &Timeline) -> Result<u8, Error> {
     let signals = Signals::block().map_err(Error::host("receive signals"))?;
     raise_descriptor_limit();
     let bundle = Bundle::open(&request.bundle)?;
@@ -62,7 +69,7 @@ pub fn run(request: &RunRequest, timeline: &Timeline) -> Result<u8, Error> {
     let shape = plan::shape(
         request.shape,
         bundle.container.memory_limit_bytes,
-        host_mem_mib(),
+        machine::host_mem_mib(),
     )?;
     let image = guest_image::find(
         &request.guest_dir,
@@ -81,17 +88,31 @@ pub fn run(request: &RunRequest, timeline: &Timeline) -> Result<u8, Error> {
 
     let host = machine::host_kind()?;
     timeline.mark("host probed");
-    let (control, agent_end) = UnixStream::pair().map_err(Error::host("make a socket"))?;
-    let spec = machine_spec(request, shape, image, plan.exports, agent_end)?;
-    let machine = machine::start(spec, host, timeline)?;
+    let workshop = Workshop {
+        signals: &signals,
+        notices,
+    };
+    let start = Start {
+        request,
+        shape,
+        image,
+        host,
+        workshop,
+        timeline,
+    };
+    let started = start.machine(plan.exports)?;
+    let machine = started.machine;
 
-    let control = Control::new(control).map_err(Error::host("make a socket"))?;
     let size = || terminal::window_size(rustix::stdio::stdin());
-    let mut session = Session::new(control, &machine, &signals, Deadlines::of(host), size);
+    let deadlines = Deadlines::of(host);
+    let mut session = Session::new(started.control, &machine, &signals, deadlines, size);
     session.greet()?;
     timeline.mark("agent ready");
     session.create(plan.container)?;
     timeline.mark("container created");
+    if let Some(folder) = started.unlearnt {
+        Found::learn(folder, &machine);
+    }
     let relays = Relays::start(&machine, INIT, has_terminal, HostStreams::own()?)?;
     let raw = has_terminal.then(|| RawTerminal::enter(rustix::stdio::stdin()));
     let raw = raw.transpose()?;
@@ -122,50 +143,6 @@ fn raise_descriptor_limit() {
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         log::debug!("cannot raise the limit of open files: {error}");
     }
-}
-
-fn machine_spec(
-    request: &RunRequest,
-    shape: Shape,
-    image: GuestImage,
-    exports: Vec<FsExport>,
-    agent_end: UnixStream,
-) -> Result<MachineSpec, Error> {
-    let output = |path: &Option<PathBuf>| path.as_deref().map(create).transpose();
-    Ok(MachineSpec {
-        kernel: image.kernel,
-        initramfs: Some(image.initramfs),
-        boot_protocol: request.boot_protocol,
-        kernel_params: request.kernel_params.clone(),
-        mem_size_mib: shape.mem_size_mib,
-        vcpu_count: shape.vcpu_count,
-        fs: Some(FsSpec {
-            tag: FS_TAG.to_owned(),
-            exports,
-        }),
-        vsock: Some(VsockSpec {
-            guest_cid: GUEST_CID,
-            host_ports: vec![(CONTROL_PORT, HostPort::Once(agent_end))],
-        }),
-        drives: Vec::new(),
-        rng: true,
-        console: output(&request.console)?,
-        serial: output(&request.serial)?,
-        profile: output(&request.profile)?,
-    })
-}
-
-fn create(path: &Path) -> Result<File, Error> {
-    File::create(path).map_err(|source| Error::Output {
-        path: path.to_owned(),
-        source,
-    })
-}
-
-fn host_mem_mib() -> u64 {
-    let info = rustix::system::sysinfo();
-    let bytes = u128::from(info.totalram) * u128::from(info.mem_unit);
-    u64::try_from(bytes >> 20).unwrap_or(u64::MAX)
 }
 
 /// `linux.resources.cpu.cpus`: threads inherit it, so it holds for all of them.

@@ -14,6 +14,7 @@ use vmrun_protocol::message::{
     ExitStatus, Failure, Hello, INIT, Renewal, Report, Request, Seed, Task, Welcome,
 };
 use vmrun_protocol::plan::{ContainerPlan, WindowSize};
+use zeroize::Zeroizing;
 
 use crate::Error;
 use crate::control::Control;
@@ -99,13 +100,45 @@ impl<'a, G: Guest> Session<'a, G> {
         }
     }
 
-    /// Waits for the agent and checks that it is of this build.
+    /// Waits for the agent, checks that it is of this build, and gives its machine
+    /// randomness and time of its own.
     pub fn greet(&mut self) -> Result<(), Error> {
+        let step = self.greeting();
+        self.hear_hello(step)?;
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let realtime_ns = since_1970.unwrap_or_default().as_nanos();
+        let renewal = Renewal {
+            realtime_ns: u64::try_from(realtime_ns).unwrap_or(u64::MAX),
+            seed: fresh_seed()?,
+        };
+        self.welcome(step, Task::Start(renewal))
+    }
+
+    /// Waits for the agent and lets it prepare for all that its machine will be
+    /// copied to. The connection must stay open until the machine stands still.
+    pub fn freeze(mut self) -> Result<Control, Error> {
+        let step = self.greeting();
+        self.hear_hello(step)?;
+        self.welcome(step, Task::Freeze)?;
         let step = Step {
+            doing: "preparing the machine for its template",
+            ..step
+        };
+        match self.receive(step)? {
+            Report::Frozen => Ok(self.control),
+            other => Err(self.refused(step, other)),
+        }
+    }
+
+    fn greeting(&self) -> Step {
+        Step {
             doing: "waiting for the agent in the guest",
             deadline: Some(self.deadlines.agent_ready),
             on_signal: OnSignal::End,
-        };
+        }
+    }
+
+    fn hear_hello(&mut self, step: Step) -> Result<(), Error> {
         let hello: Hello = self.receive(step)?;
         if hello.version != VERSION {
             return Err(Error::AgentVersion {
@@ -114,19 +147,12 @@ impl<'a, G: Guest> Session<'a, G> {
             });
         }
         log::debug!("guest kernel {}", shown(&hello.kernel_release));
-        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let realtime_ns = since_1970.unwrap_or_default().as_nanos();
-        let renewal = Renewal {
-            realtime_ns: u64::try_from(realtime_ns).unwrap_or(u64::MAX),
-            seed: fresh_seed()?,
-        };
-        self.send(
-            step,
-            &Welcome {
-                version: VERSION,
-                task: Task::Start(renewal),
-            },
-        )
+        Ok(())
+    }
+
+    fn welcome(&mut self, step: Step, task: Task) -> Result<(), Error> {
+        let version = VERSION;
+        self.send(step, &Welcome { version, task })
     }
 
     /// Sets the container up to the point just before its program runs.
@@ -303,13 +329,19 @@ impl<'a, G: Guest> Session<'a, G> {
     }
 }
 
-/// Randomness for one machine. The kernel never returns less for up to 256 bytes.
-fn fresh_seed() -> Result<Seed, Error> {
-    let mut bytes = [0; Seed::BYTES];
+/// Fills at most 256 bytes: up to there the kernel never returns less.
+pub(crate) fn draw_random(bytes: &mut [u8]) -> Result<(), Error> {
     let flags = rustix::rand::GetRandomFlags::empty();
-    rustix::io::retry_on_intr(|| rustix::rand::getrandom(&mut bytes, flags))
+    rustix::io::retry_on_intr(|| rustix::rand::getrandom(&mut *bytes, flags))
         .map_err(Error::host("draw randomness"))?;
-    Ok(Seed::new(bytes))
+    Ok(())
+}
+
+/// Randomness for one machine.
+fn fresh_seed() -> Result<Seed, Error> {
+    let mut bytes = Zeroizing::new([0; Seed::BYTES]);
+    draw_random(&mut *bytes)?;
+    Ok(Seed::new(*bytes))
 }
 
 fn agent_error(step: Step, source: FrameError) -> Error {
@@ -345,7 +377,7 @@ fn described(report: &Report) -> String {
 }
 
 /// Waits for any of `fds`, at most for `timeout`; says which are ready.
-fn wait_for<const N: usize>(
+pub(crate) fn wait_for<const N: usize>(
     fds: [(BorrowedFd, PollFlags); N],
     timeout: Option<Duration>,
 ) -> Result<[bool; N], Error> {

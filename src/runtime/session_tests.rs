@@ -43,6 +43,22 @@ fn talk<T>(
     agent: impl FnOnce(UnixStream, UnixStream) + Send + 'static,
     host: impl FnOnce(&mut Session<FakeGuest>) -> Result<T, Error>,
 ) -> Result<T, Error> {
+    talk_within(deadline, agent, |mut session| host(&mut session))
+}
+
+/// For what takes the session.
+fn talk_once<T>(
+    agent: impl FnOnce(UnixStream, UnixStream) + Send + 'static,
+    host: impl FnOnce(Session<FakeGuest>) -> Result<T, Error>,
+) -> Result<T, Error> {
+    talk_within(LONG, agent, host)
+}
+
+fn talk_within<T>(
+    deadline: Duration,
+    agent: impl FnOnce(UnixStream, UnixStream) + Send + 'static,
+    host: impl FnOnce(Session<FakeGuest>) -> Result<T, Error>,
+) -> Result<T, Error> {
     let signals = Signals::block().unwrap();
     let guest = FakeGuest::new();
     let (ours, theirs) = UnixStream::pair().unwrap();
@@ -60,9 +76,8 @@ fn talk<T>(
         })
     };
     let control = Control::new(ours).unwrap();
-    let mut session = Session::new(control, &guest, &signals, deadlines, size);
-    let result = host(&mut session);
-    drop(session);
+    let session = Session::new(control, &guest, &signals, deadlines, size);
+    let result = host(session);
     agent.join().unwrap();
     result
 }
@@ -116,6 +131,64 @@ fn a_whole_life() {
         whole,
     );
     assert_eq!(status.unwrap(), ExitStatus::Code(7));
+}
+
+#[test]
+fn freezing_keeps_the_connection_open() {
+    let (say_end, hear_end) = std::sync::mpsc::channel();
+    let control = talk_once(
+        move |mut stream, _| {
+            say(&mut stream, &hello(VERSION));
+            assert_eq!(hear::<Welcome>(&mut stream).task, Task::Freeze);
+            say(&mut stream, &Report::Frozen);
+            say_end.send(stream).unwrap();
+        },
+        |session| session.freeze(),
+    );
+    let control = control.unwrap();
+    let stream: UnixStream = hear_end.recv().unwrap();
+    stream.set_nonblocking(true).unwrap();
+    let nothing = (&stream).read(&mut [0]).unwrap_err();
+    assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
+    drop(control);
+    assert_eq!((&stream).read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn an_agent_that_cannot_freeze() {
+    let result = talk_once(
+        |mut stream, _| {
+            say(&mut stream, &hello(VERSION));
+            hear::<Welcome>(&mut stream);
+            say(&mut stream, &Report::Created);
+            stay(stream);
+        },
+        |session| session.freeze(),
+    );
+    let error = result.unwrap_err();
+    assert!(matches!(error, Error::Unexpected { .. }), "{error}");
+}
+
+#[test]
+fn each_start_gets_another_seed() {
+    let seed = || {
+        let (tell, told) = std::sync::mpsc::channel();
+        let greeted = talk(
+            LONG,
+            move |mut stream, _| {
+                say(&mut stream, &hello(VERSION));
+                let Task::Start(renewal) = hear::<Welcome>(&mut stream).task else {
+                    panic!("not a start");
+                };
+                assert!(renewal.realtime_ns > 1_600_000_000_000_000_000);
+                tell.send(renewal.seed).unwrap();
+            },
+            |session| session.greet(),
+        );
+        greeted.unwrap();
+        told.recv().unwrap()
+    };
+    assert_ne!(seed(), seed());
 }
 
 #[test]

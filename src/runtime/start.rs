@@ -1,0 +1,154 @@
+//! The machine of a container: goes on from a template where one fits, else boots.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use vmrun_vm::machine::RunningMachine;
+use vmrun_vm::spec::{FsExport, MachineSpec};
+use vmrun_vm::trace::Timeline;
+
+use crate::control::Control;
+use crate::error::chain;
+use crate::guest_image::GuestImage;
+use crate::machine::{self, HostKind};
+use crate::plan::Shape;
+use crate::run::RunRequest;
+use crate::template::{self, Found, Unavailable, Wanted, Workshop};
+use crate::{Error, template::TemplateUse};
+
+/// What a machine is started with.
+pub struct Start<'a> {
+    /// What was asked for.
+    pub request: &'a RunRequest,
+    /// Size of the machine.
+    pub shape: Shape,
+    /// What it boots.
+    pub image: GuestImage,
+    /// Where.
+    pub host: HostKind,
+    /// For making a template.
+    pub workshop: Workshop<'a>,
+    /// Of the start.
+    pub timeline: &'a Timeline,
+}
+
+/// A machine whose agent is about to connect to `control`.
+pub struct Started {
+    /// The machine. Dropping it stops it.
+    pub machine: RunningMachine,
+    /// The agent's connection.
+    pub control: Control,
+    /// Folder of its template, if that wants to know what such a machine touches.
+    pub unlearnt: Option<OwnedFd>,
+}
+
+impl Start<'_> {
+    /// Starts the machine. A template that cannot be had or used is worth a
+    /// warning, and costs the time of a boot.
+    pub fn machine(&self, exports: Vec<FsExport>) -> Result<Started, Error> {
+        let Some(found) = self.template()? else {
+            return self.boot(exports);
+        };
+        self.timeline.mark("template found");
+        let spare = copied(&exports)?;
+        let name = found.name.clone();
+        match self.restore(found, exports) {
+            Err(error @ Error::Machine(_)) => {
+                let why = chain(&error);
+                let line = format!("template {name} cannot be used, booting instead: {why}");
+                self.workshop.notices.warn(&line);
+                self.boot(spare)
+            }
+            result => result,
+        }
+    }
+
+    fn template(&self) -> Result<Option<Found>, Error> {
+        let Some(usage) = self.usage() else {
+            return Ok(None);
+        };
+        let wanted = Wanted {
+            shape: self.shape,
+            image: &self.image,
+            host: self.host,
+        };
+        match template::obtain(usage, wanted, self.workshop) {
+            Ok(found) => Ok(Some(found)),
+            Err(Unavailable::Start(error)) => Err(error),
+            Err(error) => {
+                let line = format!("booting without a template: {}", chain(&error));
+                self.workshop.notices.warn(&line);
+                Ok(None)
+            }
+        }
+    }
+
+    /// What is for debugging changes the machine or what it boots.
+    fn usage(&self) -> Option<&TemplateUse> {
+        let usage = self.request.templates.as_ref();
+        usage.filter(|_| !self.request.changes_machine())
+    }
+
+    fn boot(&self, exports: Vec<FsExport>) -> Result<Started, Error> {
+        let (control, agent_end) = connection()?;
+        let mut spec = self.spec(exports, agent_end)?;
+        let request = self.request;
+        spec.boot_protocol = request.boot_protocol;
+        spec.kernel_params.clone_from(&request.kernel_params);
+        spec.console = output(&request.console)?;
+        spec.serial = output(&request.serial)?;
+        Ok(Started {
+            machine: machine::boot(spec, self.host, self.timeline)?,
+            control,
+            unlearnt: None,
+        })
+    }
+
+    fn restore(&self, found: Found, exports: Vec<FsExport>) -> Result<Started, Error> {
+        let (control, agent_end) = connection()?;
+        let spec = self.spec(exports, agent_end)?;
+        let (template, unlearnt) = found.split();
+        Ok(Started {
+            machine: machine::restore(template, spec, self.host, self.timeline)?,
+            control,
+            unlearnt,
+        })
+    }
+
+    fn spec(&self, exports: Vec<FsExport>, agent_end: UnixStream) -> Result<MachineSpec, Error> {
+        let mut spec = machine::spec(self.shape, self.image.clone(), exports, agent_end)?;
+        spec.profile = output(&self.request.profile)?;
+        Ok(spec)
+    }
+}
+
+fn connection() -> Result<(Control, UnixStream), Error> {
+    let (control, agent_end) = UnixStream::pair().map_err(Error::host("make a socket"))?;
+    let control = Control::new(control).map_err(Error::host("make a socket"))?;
+    Ok((control, agent_end))
+}
+
+fn copied(exports: &[FsExport]) -> Result<Vec<FsExport>, Error> {
+    let copy = |export: &FsExport| {
+        Ok(FsExport {
+            name: export.name.clone(),
+            source: export.source.try_clone()?,
+            read_only: export.read_only,
+        })
+    };
+    let copies: std::io::Result<_> = exports.iter().map(copy).collect();
+    copies.map_err(Error::host("copy a descriptor"))
+}
+
+fn output(path: &Option<PathBuf>) -> Result<Option<File>, Error> {
+    path.as_deref().map(create).transpose()
+}
+
+fn create(path: &Path) -> Result<File, Error> {
+    File::create(path).map_err(|source| Error::Output {
+        path: path.to_owned(),
+        source,
+    })
+}
