@@ -76,7 +76,8 @@ impl Start<'_> {
         };
         match template::obtain(usage, wanted, self.workshop) {
             Ok(found) => Ok(Some(found)),
-            Err(Unavailable::Start(error)) => Err(error),
+            Err(Unavailable::Start(error @ Error::Interrupted(_))) => Err(error),
+            // If the guest is at fault, the boot will tell.
             Err(error) => {
                 let line = format!("booting without a template: {}", chain(&error));
                 self.workshop.notices.warn(&line);

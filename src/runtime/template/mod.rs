@@ -46,7 +46,7 @@ pub struct TemplateUse {
 /// Why there is no template to start from.
 #[derive(Debug, thiserror::Error)]
 pub enum Unavailable {
-    /// The start is over, too: a signal came, or the guest does not boot.
+    /// A signal came, or the machine does not boot.
     #[error(transparent)]
     Start(#[from] Error),
     /// Nobody said where, and there is no usual place.
