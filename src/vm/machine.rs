@@ -1,13 +1,17 @@
 //! A machine: built paused from a [`MachineSpec`], resumed, ended.
 //!
-//! [`Machine::build`] reads in the order of a boot. Everything starts paused and
-//! is undone by `Drop`.
+//! [`Machine::build`] reads in the order of a boot, [`Machine::restore`] makes the
+//! same of a template; from there on there is one path. Everything starts paused
+//! and is undone by `Drop`.
+
+mod frozen;
 
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use kvm_ioctls::VcpuFd;
+use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::boot::{self, BootError, BootImages, MmioDevice};
@@ -18,13 +22,13 @@ use crate::devices::{
     SerialConsole,
 };
 use crate::ending::{Ending, Outcome};
-use crate::event_loop::{EventLoop, LoopError};
+use crate::event_loop::LoopError;
 use crate::kvm::{KvmError, Vm};
 use crate::memory::{self, MemoryError, layout};
 use crate::probe::{self, HostKind};
 use crate::profile::Profile;
-use crate::slots::{Slots, SlotsError};
-use crate::snapshot::{SnapshotError, Template, WorkingSet};
+use crate::slots::{Devices, Slots, SlotsError};
+use crate::snapshot::SnapshotError;
 use crate::spec::MachineSpec;
 use crate::trace::Timeline;
 use crate::virtio::vsock::VsockHandle;
@@ -73,11 +77,14 @@ pub enum MachineError {
 pub struct Machine {
     // Fields are dropped in this order: threads that use the memory, then the VM,
     // then the memory.
-    _loops: Vec<EventLoop>,
+    devices: Devices,
     vcpus: Vec<VcpuFd>,
     vsock: Option<VsockHandle>,
     timeline: Timeline,
-    _vm: Vm,
+    host: HostKind,
+    /// It has a UART, whose state is not saved.
+    has_serial: bool,
+    vm: Vm,
     context: VcpuContext,
 }
 
@@ -95,13 +102,12 @@ impl Machine {
         timeline: &Timeline,
     ) -> Result<Self, MachineError> {
         check(&spec)?;
-        let outcome = Arc::new(Outcome::new().map_err(host_error("make an eventfd"))?);
         let memory = memory::allocate(spec.mem_size_mib)?;
         let vm = Vm::new(&memory)?;
         timeline.mark("vm made");
 
-        let mut slots = Slots::new(&vm, &memory);
-        let vsock = slots.add_devices(&mut spec)?;
+        let mut slots = Slots::default();
+        let vsock = slots.add_devices(&vm, &memory, &mut spec)?;
         let cmdline = cmdline(&spec, host, slots.windows())?;
         let entry = boot::load(
             &memory,
@@ -116,41 +122,16 @@ impl Machine {
         timeline.mark("kernel loaded");
 
         let vcpus = cpu::create(&vm, spec.vcpu_count, entry, &memory, host)?;
-        let (mmio, loops) = slots.finish(&outcome)?;
-        let ports = ports(&vm, &mut spec, timeline, &outcome)?;
-        timeline.mark("machine built");
-        let context = VcpuContext {
-            ports: Arc::new(ports),
-            mmio: Arc::new(mmio),
+        let parts = Parts {
             memory,
-            outcome,
-            accelerate: cpu::is_accelerated(host, spec.vcpu_count),
-            counters: timeline.counters(),
-            profile: (spec.profile).map(|out| Arc::new(Profile::new(out, timeline.clone()))),
-        };
-        Ok(Self {
-            _loops: loops,
-            vcpus,
+            vm,
+            slots,
             vsock,
-            timeline: timeline.clone(),
-            _vm: vm,
-            context,
-        })
-    }
-
-    /// Makes the machine that was frozen into `template`, paused where that was
-    /// stopped. `spec` must ask for the same memory, vCPUs and devices; what it
-    /// says about the boot is not used. Its exports, its context id and its ports
-    /// of the host take effect: connections that the template's guest had are
-    /// reset.
-    pub fn restore(
-        template: Template,
-        spec: MachineSpec,
-        host: HostKind,
-        timeline: &Timeline,
-    ) -> Result<Self, MachineError> {
-        let _ = (template, spec, host, timeline);
-        Err(SnapshotError::Misfit("nothing does yet".to_owned()).into())
+            vcpus,
+        };
+        let machine = parts.assemble(spec, host, timeline)?;
+        timeline.mark("machine built");
+        Ok(machine)
     }
 
     /// Lets the vCPUs run.
@@ -167,6 +148,48 @@ impl Machine {
             running.vcpus.push(thread);
         }
         Ok(running)
+    }
+}
+
+/// What a boot and a restore come together at.
+struct Parts {
+    memory: GuestMemoryMmap,
+    vm: Vm,
+    slots: Slots,
+    vsock: Option<VsockHandle>,
+    vcpus: Vec<VcpuFd>,
+}
+
+impl Parts {
+    fn assemble(
+        self,
+        mut spec: MachineSpec,
+        host: HostKind,
+        timeline: &Timeline,
+    ) -> Result<Machine, MachineError> {
+        let outcome = Arc::new(Outcome::new().map_err(host_error("make an eventfd"))?);
+        let (mmio, devices) = self.slots.finish(&outcome)?;
+        let has_serial = spec.serial.is_some();
+        let ports = ports(&self.vm, &mut spec, timeline, &outcome)?;
+        let context = VcpuContext {
+            ports: Arc::new(ports),
+            mmio: Arc::new(mmio),
+            memory: self.memory,
+            outcome,
+            accelerate: cpu::is_accelerated(host, spec.vcpu_count),
+            counters: timeline.counters(),
+            profile: (spec.profile).map(|out| Arc::new(Profile::new(out, timeline.clone()))),
+        };
+        Ok(Machine {
+            devices,
+            vcpus: self.vcpus,
+            vsock: self.vsock,
+            timeline: timeline.clone(),
+            host,
+            has_serial,
+            vm: self.vm,
+            context,
+        })
     }
 }
 
@@ -191,20 +214,6 @@ impl RunningMachine {
     pub fn stop(mut self) -> Ending {
         self.shut_down();
         self.ending().unwrap_or(Ending::Stopped)
-    }
-
-    /// Stops the machine and writes it into `folder`, which is private to the
-    /// user and holds no template yet: see [`crate::snapshot`]. The machine is gone
-    /// afterwards, in any case.
-    pub fn freeze(self, folder: BorrowedFd) -> Result<(), SnapshotError> {
-        let _ = folder;
-        Err(SnapshotError::Misfit("nothing does yet".to_owned()))
-    }
-
-    /// The pages that the guest has touched since the machine was restored. For a
-    /// machine that was booted, all that it has ever touched.
-    pub fn touched(&self) -> Result<WorkingSet, SnapshotError> {
-        Ok(WorkingSet::default())
     }
 
     fn shut_down(&mut self) {

@@ -16,7 +16,7 @@ use crate::virtio::blk::{Blk, BlkError};
 use crate::virtio::console::Console;
 use crate::virtio::device::{Device, DeviceError};
 use crate::virtio::fs::{Fs, FsError};
-use crate::virtio::mmio::{MmioTransport, TransportError};
+use crate::virtio::mmio::{MmioTransport, StateError, TransportError, TransportState};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Vsock, VsockHandle};
 
@@ -47,6 +47,17 @@ pub enum SlotsError {
     /// KVM refused to connect it.
     #[error(transparent)]
     Kvm(#[from] KvmError),
+    /// Other devices were saved.
+    #[error("{saved} virtio devices were saved, and {asked} are there")]
+    Count {
+        /// In the saved state.
+        saved: usize,
+        /// In the spec.
+        asked: usize,
+    },
+    /// A device cannot go on from what was saved.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// Windows overlap.
     #[error(transparent)]
     Bus(#[from] Overlap),
@@ -55,68 +66,94 @@ pub enum SlotsError {
     Loop(#[from] LoopError),
 }
 
+/// The devices of a machine, at work. Dropping it stops their event loops.
+pub struct Devices {
+    // Dropped first.
+    loops: Vec<EventLoop>,
+    transports: Vec<Arc<MmioTransport>>,
+}
+
+impl Devices {
+    /// Stops the event loops, once no vCPU runs any more, and tells the state of all
+    /// devices in the order of their windows.
+    pub fn freeze(&mut self) -> Result<Vec<TransportState>, Unsaved> {
+        self.loops.clear();
+        let freeze = |transport: &Arc<MmioTransport>| {
+            transport.freeze().map_err(|why| Unsaved {
+                device: transport.device_name(),
+                why,
+            })
+        };
+        self.transports.iter().map(freeze).collect()
+    }
+}
+
+/// A device that cannot be saved.
+#[derive(Debug)]
+pub struct Unsaved {
+    /// Its name.
+    pub device: &'static str,
+    /// What it holds.
+    pub why: &'static str,
+}
+
 /// Devices added so far.
-pub struct Slots<'a> {
-    vm: &'a Vm,
-    memory: &'a GuestMemoryMmap,
-    bus: Bus,
+#[derive(Default)]
+pub struct Slots {
+    transports: Vec<Arc<MmioTransport>>,
     windows: Vec<MmioDevice>,
     /// Loop name and what runs on it.
     loops: Vec<(&'static str, Vec<Subscriber>)>,
 }
 
-impl<'a> Slots<'a> {
-    pub fn new(vm: &'a Vm, memory: &'a GuestMemoryMmap) -> Self {
-        Self {
-            vm,
-            memory,
-            bus: Bus::default(),
-            windows: Vec::new(),
-            loops: Vec::new(),
-        }
-    }
-
+impl Slots {
     /// Adds what `spec` asks for, and takes it out of `spec`. What may wait for
     /// the host's disks has a loop of its own.
     pub fn add_devices(
         &mut self,
+        vm: &Vm,
+        memory: &GuestMemoryMmap,
         spec: &mut MachineSpec,
     ) -> Result<Option<VsockHandle>, SlotsError> {
         const IO: &str = "io";
         const FILES: &str = "files";
         let mut handle = None;
+        let mut add = |event_loop, device| self.add(vm, memory, event_loop, device);
         if let Some(vsock) = spec.vsock.take() {
             let (device, vsock_handle) = Vsock::new(vsock)?;
-            self.add(IO, Box::new(device))?;
+            add(IO, Box::new(device))?;
             handle = Some(vsock_handle);
         }
         if let Some(fs) = spec.fs.take() {
-            self.add(FILES, Box::new(Fs::new(fs)?))?;
+            add(FILES, Box::new(Fs::new(fs)?))?;
         }
         for (index, drive) in spec.drives.drain(..).enumerate() {
-            self.add(FILES, Box::new(Blk::new(index, drive)?))?;
+            add(FILES, Box::new(Blk::new(index, drive)?))?;
         }
         if spec.rng {
-            self.add(IO, Box::new(Rng::new()?))?;
+            add(IO, Box::new(Rng::new()?))?;
         }
         if let Some(sink) = spec.console.take() {
-            self.add(IO, Box::new(Console::new(sink)?))?;
+            add(IO, Box::new(Console::new(sink)?))?;
         }
         Ok(handle)
     }
 
-    fn add(&mut self, event_loop: &'static str, device: Box<dyn Device>) -> Result<(), SlotsError> {
+    fn add(
+        &mut self,
+        vm: &Vm,
+        memory: &GuestMemoryMmap,
+        event_loop: &'static str,
+        device: Box<dyn Device>,
+    ) -> Result<(), SlotsError> {
         let window = next_window(self.windows.len())?;
-        let transport = MmioTransport::new(device, self.memory.clone())?;
-        self.vm
-            .connect_interrupt(transport.interrupt_eventfd(), window.gsi)?;
+        let transport = MmioTransport::new(device, memory.clone())?;
+        vm.connect_interrupt(transport.interrupt_eventfd(), window.gsi)?;
         for (queue, event) in (0..).zip(transport.notify_eventfds()) {
-            self.vm
-                .connect_doorbell(event, window.base + QUEUE_NOTIFY, queue)?;
+            vm.connect_doorbell(event, window.base + QUEUE_NOTIFY, queue)?;
         }
         self.run_on(event_loop, transport.subscriber());
-        self.bus
-            .insert(window.base, MMIO_WINDOW, Arc::new(transport))?;
+        self.transports.push(Arc::new(transport));
         self.windows.push(window);
         Ok(())
     }
@@ -133,15 +170,38 @@ impl<'a> Slots<'a> {
         &self.windows
     }
 
+    /// Brings each device to its saved state, in the order of their windows. Guest
+    /// RAM, vCPUs and interrupt controllers must have been restored.
+    pub fn thaw(&self, states: Vec<TransportState>) -> Result<(), SlotsError> {
+        if states.len() != self.transports.len() {
+            return Err(SlotsError::Count {
+                saved: states.len(),
+                asked: self.transports.len(),
+            });
+        }
+        for (transport, state) in self.transports.iter().zip(states) {
+            transport.thaw(state)?;
+        }
+        Ok(())
+    }
+
     /// Starts the event loops. One that dies ends the machine.
-    pub fn finish(self, outcome: &Arc<Outcome>) -> Result<(Bus, Vec<EventLoop>), SlotsError> {
+    pub fn finish(self, outcome: &Arc<Outcome>) -> Result<(Bus, Devices), SlotsError> {
+        let mut bus = Bus::default();
+        for (transport, window) in self.transports.iter().zip(&self.windows) {
+            bus.insert(window.base, MMIO_WINDOW, transport.clone())?;
+        }
         let mut loops = Vec::new();
         for (name, subscribers) in self.loops {
             let outcome = outcome.clone();
             let on_death = move |e: LoopError| outcome.end(Ending::Failed(e.to_string()));
             loops.push(EventLoop::spawn(name, subscribers, on_death)?);
         }
-        Ok((self.bus, loops))
+        let devices = Devices {
+            loops,
+            transports: self.transports,
+        };
+        Ok((bus, devices))
     }
 }
 

@@ -23,6 +23,40 @@ pub fn for_vcpu(supported: &CpuId, id: u8, count: u8) -> CpuId {
     cpuid
 }
 
+/// Leaves that say what the processor and KVM can: features, XSAVE and its layout,
+/// AMD's features, invariant TSC, KVM's features (Linux, virt/kvm/x86/cpuid.rst).
+const FEATURE_LEAVES: [u32; 8] = [
+    0x0,
+    FEATURES,
+    0x7,
+    XSAVE,
+    0x4000_0001,
+    0x8000_0001,
+    0x8000_0007,
+    AMD_CORES,
+];
+const XSAVE: u32 = 0xd;
+
+/// The part of `supported` that is the same on each CPU of a host, and that a guest
+/// relies on once it has read it.
+pub fn features(supported: &CpuId) -> Vec<kvm_cpuid_entry2> {
+    let leaves = supported.as_slice().iter();
+    let mut features: Vec<_> = leaves
+        .filter(|entry| FEATURE_LEAVES.contains(&entry.function))
+        .copied()
+        .collect();
+    for entry in &mut features {
+        match (entry.function, entry.index) {
+            // The number of the CPU that answered.
+            (FEATURES, _) => entry.ebx = 0,
+            // The size of what this very thread has enabled.
+            (XSAVE, 0 | 1) => entry.ebx = 0,
+            _ => {}
+        }
+    }
+    features
+}
+
 fn adjust(entry: &mut kvm_cpuid_entry2, id: u8, count: u8) {
     let (id, count) = (u32::from(id), u32::from(count));
     match entry.function {
@@ -92,6 +126,22 @@ mod tests {
         assert_eq!(entry.ebx, 3 << 24 | 4 << 16 | 0x0800);
         assert_ne!(entry.edx & EDX_HTT, 0);
         assert_eq!(adjusted(FEATURES, 0, 0, 1).edx & EDX_HTT, 0);
+    }
+
+    #[test]
+    fn features_are_those_of_the_host_and_not_of_a_cpu() {
+        let of = |cpu: u32, ecx| {
+            let entry = |function, ebx| kvm_cpuid_entry2 {
+                function,
+                ebx,
+                ecx,
+                ..Default::default()
+            };
+            let entries = [entry(FEATURES, cpu << 24), entry(TOPOLOGY, cpu)];
+            features(&CpuId::from_entries(&entries).unwrap())
+        };
+        assert_eq!(of(0, 5), of(1, 5));
+        assert_ne!(of(0, 5), of(0, 4));
     }
 
     #[test]

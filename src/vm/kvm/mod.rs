@@ -2,12 +2,16 @@
 
 #![allow(unsafe_code)]
 
+mod chips;
+
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
 use vm_memory::{Address, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::layout::KVM_TSS;
+
+pub use chips::ChipsState;
 
 /// KVM refused.
 #[derive(Debug, thiserror::Error)]

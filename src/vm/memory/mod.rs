@@ -2,7 +2,14 @@
 
 pub mod layout;
 
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestMemoryRegion};
+use std::fs::File;
+use std::sync::Arc;
+
+use vm_memory::mmap::FromRangesError;
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MmapRegion,
+};
 
 use layout::{HIGH_RAM_START, LOW_RAM_END};
 
@@ -15,7 +22,7 @@ pub enum MemoryError {
         /// What was asked for.
         mem_size_mib: u32,
         /// Why not.
-        source: vm_memory::mmap::FromRangesError,
+        source: FromRangesError,
     },
 }
 
@@ -29,6 +36,34 @@ pub fn allocate(mem_size_mib: u32) -> Result<GuestMemoryMmap, MemoryError> {
     })
 }
 
+/// Maps the memory of a machine that was saved into `file`, one range behind the
+/// other; `file` must be that long. What the guest writes stays here, what it does
+/// not is shared with everybody who maps the file.
+pub fn map(file: Arc<File>, mem_size_mib: u32) -> Result<GuestMemoryMmap, MemoryError> {
+    let mut offset = 0;
+    let mut regions = Vec::new();
+    for (start, len) in ranges(u64::from(mem_size_mib) << 20) {
+        let part = FileOffset::from_arc(file.clone(), offset);
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        // Without reserving: like other memory of guests, see `allocate`.
+        let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+        let region = MmapRegion::build(Some(part), len, prot, flags)
+            .map_err(FromRangesError::from)
+            .and_then(|mapping| {
+                GuestRegionMmap::new(mapping, start).ok_or(FromRangesError::InvalidGuestRegion)
+            });
+        regions.push(region.map_err(|source| MemoryError::Map {
+            mem_size_mib,
+            source,
+        })?);
+        offset += len as u64;
+    }
+    GuestMemoryMmap::from_regions(regions).map_err(|source| MemoryError::Map {
+        mem_size_mib,
+        source: source.into(),
+    })
+}
+
 fn ranges(size: u64) -> Vec<(GuestAddress, usize)> {
     let low = size.min(LOW_RAM_END);
     let mut ranges = vec![(GuestAddress(0), low as usize)];
@@ -38,9 +73,14 @@ fn ranges(size: u64) -> Vec<(GuestAddress, usize)> {
     ranges
 }
 
+/// All of RAM, in MiB.
+pub fn size_mib(memory: &GuestMemoryMmap) -> u32 {
+    let bytes: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
+    (bytes >> 20) as u32
+}
+
 /// First address behind the RAM that starts at 0.
 pub fn low_ram_end(memory: &GuestMemoryMmap) -> u64 {
-    use vm_memory::GuestMemory;
     memory
         .find_region(GuestAddress(0))
         .map_or(0, |region| region.len())

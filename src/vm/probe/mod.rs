@@ -20,7 +20,7 @@ pub use support::{
 };
 
 /// How this host runs the guest's ring 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum HostKind {
     /// On the processor (VMX or SVM).
     Hardware,

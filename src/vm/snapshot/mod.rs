@@ -30,10 +30,14 @@ mod working_set;
 
 use std::io;
 
+use crate::cpu::CpuError;
 use crate::ending::Ending;
 use crate::kvm::KvmError;
+use crate::slots::Unsaved;
+use crate::virtio::mmio::StateError;
 
 pub use template::Template;
+pub(crate) use template::{MachineState, write};
 pub use working_set::WorkingSet;
 
 /// Version of the files. A template of any other version is refused. To be raised
@@ -87,7 +91,16 @@ pub enum SnapshotError {
     /// The template is sound, but of another machine or host than this one.
     #[error("the template does not fit: {0}")]
     Misfit(String),
-    /// KVM refused.
+    /// KVM does not take the saved state of the vCPUs or its own devices.
+    #[error("the template's processors cannot be restored")]
+    Refused(#[source] CpuError),
+    /// A device does not take its saved state.
+    #[error("a device of the template cannot be restored")]
+    Devices(#[source] StateError),
+    /// The vCPUs cannot be saved.
+    #[error(transparent)]
+    Cpu(CpuError),
+    /// KVM's devices cannot be saved.
     #[error(transparent)]
     Kvm(#[from] KvmError),
     /// The host refused something else.
@@ -104,14 +117,26 @@ impl SnapshotError {
     /// Whether the files are at fault, so that the template is to be made anew:
     /// not there, damaged, foreign, of another version, or of another host.
     pub fn is_unusable(&self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::Missing { .. }
-                | Self::Damaged { .. }
-                | Self::Version { .. }
-                | Self::Foreign { .. }
-                | Self::Misfit(_)
-        )
+            | Self::Damaged { .. }
+            | Self::Version { .. }
+            | Self::Foreign { .. }
+            | Self::Misfit(_)
+            | Self::Refused(_) => true,
+            Self::Devices(source) => !source.is_of_the_host(),
+            Self::Ended(_)
+            | Self::Device { .. }
+            | Self::Cpu(_)
+            | Self::Kvm(_)
+            | Self::Host { .. } => false,
+        }
+    }
+}
+
+impl From<Unsaved> for SnapshotError {
+    fn from(Unsaved { device, why }: Unsaved) -> Self {
+        Self::Device { device, why }
     }
 }
 

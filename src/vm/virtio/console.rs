@@ -17,6 +17,7 @@ use vm_memory::{GuestMemory, GuestMemoryMmap, WriteVolatile};
 
 use super::device::{Active, Device, DeviceError, OWN_DATA_FIRST};
 use super::drain::{SEGMENTS_MAX, Wake, drain};
+use super::state::DeviceState;
 
 const TRANSMIT: usize = 1;
 /// Receive and transmit queue. Linux fills the first with pages at boot, so it is
@@ -202,6 +203,21 @@ impl Device for Console {
     fn reset(&mut self) {
         self.active = None;
         self.sink.report();
+    }
+
+    fn active(&self) -> Option<&Active> {
+        self.active.as_ref()
+    }
+
+    fn freeze(&self) -> Result<DeviceState, &'static str> {
+        Ok(DeviceState::Console)
+    }
+
+    fn thaw(&mut self, state: DeviceState) -> Result<(), DeviceError> {
+        match state {
+            DeviceState::Console => Ok(()),
+            _ => Err(DeviceError::State),
+        }
     }
 
     fn queue_event(&mut self, index: usize) -> Result<(), DeviceError> {

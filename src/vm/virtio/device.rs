@@ -7,6 +7,7 @@ use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 
 use super::interrupt::Interrupt;
+use super::state::DeviceState;
 
 /// Why a device cannot go on. The transport then sets DEVICE_NEEDS_RESET
 /// (virtio 1.2, 2.1.1) and no longer calls it until the driver resets it.
@@ -23,6 +24,9 @@ pub enum DeviceError {
         /// Why.
         source: virtio_queue::Error,
     },
+    /// A saved state that this device cannot be in.
+    #[error("the saved state is of another device")]
+    State,
     /// The host refused something the device needs.
     #[error("{what}")]
     Host {
@@ -75,6 +79,17 @@ pub trait Device: Send {
 
     /// The driver resets the device: drop [`Active`], forget all connections.
     fn reset(&mut self);
+
+    /// What [`Self::activate`] gave, until the next reset.
+    fn active(&self) -> Option<&Active>;
+
+    /// What there is to save beyond queues and features, for a machine that has
+    /// stopped; or what the device holds that cannot be saved.
+    fn freeze(&self) -> Result<DeviceState, &'static str>;
+
+    /// Takes over what [`Self::freeze`] gave, in a machine that has not run yet;
+    /// [`Self::activate`] follows if the device was active.
+    fn thaw(&mut self, state: DeviceState) -> Result<(), DeviceError>;
 
     /// The driver has notified queue `index`; only called while active.
     fn queue_event(&mut self, index: usize) -> Result<(), DeviceError>;

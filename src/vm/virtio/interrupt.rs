@@ -82,8 +82,23 @@ impl Interrupt {
         self.status.store(0, Ordering::Release);
     }
 
-    fn raise(&self, bit: u32) {
-        self.status.fetch_or(bit, Ordering::AcqRel);
+    /// What is to be saved: causes that the driver has not acknowledged, and the
+    /// generation.
+    pub(super) fn freeze(&self) -> (u32, u32) {
+        (self.status(), self.generation())
+    }
+
+    /// Takes over what [`Self::freeze`] gave. If causes are left, the line is
+    /// raised for them again: the edge may have been lost on its way.
+    pub(super) fn thaw(&self, (status, generation): (u32, u32)) {
+        self.generation.store(generation, Ordering::Release);
+        if status != 0 {
+            self.raise(status);
+        }
+    }
+
+    fn raise(&self, bits: u32) {
+        self.status.fetch_or(bits, Ordering::AcqRel);
         // Fails only when the counter is full, and then an edge is pending anyway.
         let _ = self.irq.write(1);
     }

@@ -426,5 +426,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+mod state;
 #[cfg(test)]
 mod tests;
+
+pub use state::{StateError, TransportState};

@@ -8,6 +8,7 @@ pub mod fs;
 pub mod interrupt;
 pub mod mmio;
 pub mod rng;
+pub mod state;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod vsock;

@@ -9,6 +9,7 @@ use vm_memory::{Address, Bytes, GuestMemoryMmap};
 
 use super::device::{Active, Device, DeviceError, OWN_DATA_FIRST};
 use super::drain::{SEGMENTS_MAX, Wake, drain};
+use super::state::DeviceState;
 
 /// Linux keeps one request in flight.
 const QUEUE_SIZES: [u16; 1] = [8];
@@ -125,6 +126,21 @@ impl Device for Rng {
 
     fn reset(&mut self) {
         self.active = None;
+    }
+
+    fn active(&self) -> Option<&Active> {
+        self.active.as_ref()
+    }
+
+    fn freeze(&self) -> Result<DeviceState, &'static str> {
+        Ok(DeviceState::Rng)
+    }
+
+    fn thaw(&mut self, state: DeviceState) -> Result<(), DeviceError> {
+        match state {
+            DeviceState::Rng => Ok(()),
+            _ => Err(DeviceError::State),
+        }
     }
 
     fn queue_event(&mut self, _index: usize) -> Result<(), DeviceError> {

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use serde::{Deserialize, Serialize};
+use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{Active, Device, DeviceError, OWN_DATA_FIRST};
 use super::interrupt::Interrupt;
+use super::state::DeviceState;
 
 /// A driver can break its device as often as it likes: that many failures of a
 /// device are warnings, the rest is for debugging only.
@@ -43,7 +46,7 @@ impl Worker {
 
     /// The driver set DRIVER_OK. On failure DEVICE_NEEDS_RESET is set.
     pub(super) fn activate(&mut self, active: Active) {
-        let ready: Vec<bool> = active.queues.iter().map(ready).collect();
+        let ready: Vec<bool> = active.queues.iter().map(Queue::ready).collect();
         if self.deaf {
             return self.fail(&DeviceError::Host {
                 what: "watching its events",
@@ -84,6 +87,33 @@ impl Worker {
         self.interrupt.mark_needs_reset();
     }
 
+    /// The device's name, for errors.
+    pub(super) fn name(&self) -> &'static str {
+        self.device.name()
+    }
+
+    /// What is saved of the device, and how far each of its queues is; the latter
+    /// only while it is active.
+    pub(super) fn freeze(&self) -> Result<(DeviceState, Vec<Position>), &'static str> {
+        let queues = self
+            .device
+            .active()
+            .map_or(&[][..], |active| &active.queues);
+        let positions = queues.iter().map(Position::of).collect();
+        Ok((self.device.freeze()?, positions))
+    }
+
+    /// Takes over what [`Self::freeze`] gave; [`Self::activate`] follows if the
+    /// device was active.
+    pub(super) fn thaw(&mut self, state: DeviceState) -> Result<(), DeviceError> {
+        self.device.thaw(state)
+    }
+
+    /// Whether the device has its queues.
+    pub(super) fn is_active(&self) -> bool {
+        self.active
+    }
+
     pub(super) fn read_config(&self, offset: usize, data: &mut [u8]) {
         self.device.read_config(offset, data);
     }
@@ -102,6 +132,24 @@ impl Worker {
             self.device.queue_event(index)?;
         }
         Ok(())
+    }
+}
+
+/// How far the device is in a queue.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Position {
+    /// Index of the next entry of the available ring.
+    pub next_avail: u16,
+    /// Index of the next entry of the used ring.
+    pub next_used: u16,
+}
+
+impl Position {
+    fn of(queue: &Queue) -> Self {
+        Self {
+            next_avail: queue.next_avail(),
+            next_used: queue.next_used(),
+        }
     }
 }
 
@@ -132,10 +180,6 @@ impl MutEventSubscriber for Worker {
             self.deaf = true;
         }
     }
-}
-
-fn ready(queue: &virtio_queue::Queue) -> bool {
-    virtio_queue::QueueT::ready(queue)
 }
 
 /// An error and its sources in one line.

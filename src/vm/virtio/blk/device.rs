@@ -1,6 +1,7 @@
 //! The device: config space and queue.
 
 use event_manager::{EventOps, Events};
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
@@ -15,6 +16,7 @@ use super::request::{self, ID_LEN, RANGE_SECTORS_MAX, RANGES_MAX};
 use crate::spec::DriveSpec;
 use crate::virtio::device::{Active, Device, DeviceError, OWN_DATA_FIRST};
 use crate::virtio::drain::{Wake, drain};
+use crate::virtio::state::DeviceState;
 
 /// One request queue.
 const QUEUE_SIZES: [u16; 1] = [256];
@@ -27,6 +29,13 @@ const CONFIG_LEN: usize = 60;
 
 /// Ranges are freed in pages of the host.
 const DISCARD_ALIGN_SECTORS: u32 = 8;
+
+/// What is saved of the device: the config space, which the drive of a restored
+/// machine must have, too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlkState {
+    config: Vec<u8>,
+}
 
 /// A virtio-blk device.
 pub struct Blk {
@@ -119,6 +128,23 @@ impl Device for Blk {
 
     fn reset(&mut self) {
         self.active = None;
+    }
+
+    fn active(&self) -> Option<&Active> {
+        self.active.as_ref()
+    }
+
+    fn freeze(&self) -> Result<DeviceState, &'static str> {
+        Ok(DeviceState::Blk(BlkState {
+            config: self.config.to_vec(),
+        }))
+    }
+
+    fn thaw(&mut self, state: DeviceState) -> Result<(), DeviceError> {
+        match state {
+            DeviceState::Blk(BlkState { config }) if config == self.config => Ok(()),
+            _ => Err(DeviceError::State),
+        }
     }
 
     fn queue_event(&mut self, index: usize) -> Result<(), DeviceError> {

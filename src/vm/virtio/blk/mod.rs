@@ -14,7 +14,7 @@ mod tests;
 
 use std::io;
 
-pub use device::Blk;
+pub use device::{Blk, BlkState};
 
 use super::device::DeviceError;
 

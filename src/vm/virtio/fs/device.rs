@@ -16,6 +16,7 @@ use super::{FsError, request};
 use crate::spec::FsSpec;
 use crate::virtio::device::{Active, Device, DeviceError, OWN_DATA_FIRST};
 use crate::virtio::drain::{Wake, drain};
+use crate::virtio::state::DeviceState;
 
 /// hiprio takes FORGET only. A request has up to 256 pages of data and four
 /// descriptors for headers and arguments; Linux shrinks its requests to the queue.
@@ -133,6 +134,21 @@ impl Device for Fs {
     fn reset(&mut self) {
         self.active = None;
         self.share.end_session();
+    }
+
+    fn active(&self) -> Option<&Active> {
+        self.active.as_ref()
+    }
+
+    fn freeze(&self) -> Result<DeviceState, &'static str> {
+        self.share.freeze().map(DeviceState::Fs)
+    }
+
+    fn thaw(&mut self, state: DeviceState) -> Result<(), DeviceError> {
+        match state {
+            DeviceState::Fs(state) => self.share.thaw(state),
+            _ => Err(DeviceError::State),
+        }
     }
 
     fn queue_event(&mut self, index: usize) -> Result<(), DeviceError> {

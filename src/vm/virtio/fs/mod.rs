@@ -23,6 +23,7 @@ mod policy;
 mod request;
 mod share;
 mod single_file;
+mod state;
 #[cfg(test)]
 mod tests;
 mod thread;
@@ -33,6 +34,7 @@ use std::time::Duration;
 
 pub use device::Fs;
 pub use share::Exports;
+pub use state::FsState;
 
 use super::device::DeviceError;
 

@@ -116,9 +116,12 @@ impl Share {
 
     /// Whether `option` was agreed with the guest.
     pub fn agreed(&self, option: FsOptions) -> bool {
-        self.read()
-            .agreed
-            .is_some_and(|agreed| agreed.contains(option))
+        self.session().is_some_and(|agreed| agreed.contains(option))
+    }
+
+    /// What was agreed with the guest, while there is a session.
+    pub fn session(&self) -> Option<FsOptions> {
+        self.read().agreed
     }
 
     /// Descriptors that the guest makes the host hold.

@@ -12,6 +12,7 @@
 //! notifies of new buffers, and its packets carry new credit.
 
 mod connection;
+mod event;
 mod handle;
 mod muxer;
 mod ports;
@@ -38,12 +39,13 @@ use self::ports::Ports;
 use self::wire::{GUEST_CID_FIRST, HEADER_LEN, Header, PAYLOAD_MAX};
 use super::device::{Active, Device, DeviceError, OWN_DATA_FIRST};
 use super::drain::{CHAINS_PER_TURN, Wake, drain, register};
+use super::state::DeviceState;
 use crate::spec::VsockSpec;
 
 const RX: usize = 0;
 const TX: usize = 1;
-/// Queues for packets to the guest, from it, and for transport events, of which
-/// there are none. Linux fills the first one with buffers of 4 KiB at boot, two
+const EVENT: usize = 2;
+/// Queues for packets to the guest, from it, and for transport events. Linux fills the first one with buffers of 4 KiB at boot, two
 /// descriptors each, so this is what its window of 256 KiB needs and no more.
 const QUEUE_SIZES: [u16; 3] = [128, 128, 8];
 
@@ -58,6 +60,8 @@ pub struct Vsock {
     requests: Receiver<HostConnect>,
     wake: Wake,
     active: Option<Active>,
+    /// The guest is to be told that all its connections are gone.
+    reset_due: bool,
 }
 
 impl Vsock {
@@ -77,6 +81,7 @@ impl Vsock {
             requests,
             wake,
             active: None,
+            reset_due: false,
         };
         Ok((vsock, handle))
     }
@@ -119,6 +124,28 @@ impl Vsock {
             }
         }
         if notify {
+            active.interrupt.signal_used_queue();
+        }
+        Ok(())
+    }
+
+    /// Tells the guest of a restored machine that its connections are gone and its
+    /// context id may be another (virtio 1.2, 5.10.6.7), as soon as it has a buffer
+    /// for that.
+    fn tell_reset(&mut self) -> Result<(), DeviceError> {
+        let Some(active) = self.active.as_mut().filter(|_| self.reset_due) else {
+            return Ok(());
+        };
+        let Some(queue) = active.queues.get_mut(EVENT).filter(|queue| queue.ready()) else {
+            return Ok(());
+        };
+        let sent = event::transport_reset(queue, &active.memory);
+        let sent = sent.map_err(|source| DeviceError::Queue {
+            index: EVENT,
+            source,
+        })?;
+        self.reset_due = !sent.done;
+        if sent.notify {
             active.interrupt.signal_used_queue();
         }
         Ok(())
@@ -228,13 +255,33 @@ impl Device for Vsock {
 
     fn reset(&mut self) {
         self.active = None;
+        self.reset_due = false;
         self.muxer.clear();
+    }
+
+    fn active(&self) -> Option<&Active> {
+        self.active.as_ref()
+    }
+
+    fn freeze(&self) -> Result<DeviceState, &'static str> {
+        Ok(DeviceState::Vsock)
+    }
+
+    fn thaw(&mut self, state: DeviceState) -> Result<(), DeviceError> {
+        match state {
+            DeviceState::Vsock => {
+                self.reset_due = true;
+                Ok(())
+            }
+            _ => Err(DeviceError::State),
+        }
     }
 
     fn queue_event(&mut self, index: usize) -> Result<(), DeviceError> {
         match index {
             TX => self.transmit(),
             RX => self.deliver(false),
+            EVENT => self.tell_reset(),
             _ => Ok(()),
         }
     }
@@ -248,6 +295,7 @@ impl Device for Vsock {
         match events.data() {
             WAKE => {
                 self.wake.clear();
+                self.tell_reset()?;
                 self.take_requests();
                 self.transmit()
             }

@@ -170,6 +170,15 @@ fn impossible_queues_of_a_device_are_refused_when_it_is_built() {
         fn activate(&mut self, _active: Active) -> Result<(), DeviceError> {
             Ok(())
         }
+        fn active(&self) -> Option<&Active> {
+            None
+        }
+        fn freeze(&self) -> Result<DeviceState, &'static str> {
+            Err("it is odd")
+        }
+        fn thaw(&mut self, _state: DeviceState) -> Result<(), DeviceError> {
+            Err(DeviceError::State)
+        }
         fn reset(&mut self) {}
         fn queue_event(&mut self, _index: usize) -> Result<(), DeviceError> {
             Ok(())

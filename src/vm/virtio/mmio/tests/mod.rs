@@ -3,6 +3,7 @@
 mod driver;
 mod hostile;
 
+use super::super::state::DeviceState;
 use super::super::testing::{GuestQueue, memory};
 use super::*;
 use event_manager::{EventManager, SubscriberOps};
@@ -58,6 +59,17 @@ impl Device for Probe {
         }
         self.active = Some(active);
         Ok(())
+    }
+    fn active(&self) -> Option<&Active> {
+        self.active.as_ref()
+    }
+    fn freeze(&self) -> Result<DeviceState, &'static str> {
+        Ok(DeviceState::Rng)
+    }
+    fn thaw(&mut self, state: DeviceState) -> Result<(), DeviceError> {
+        (state == DeviceState::Rng)
+            .then_some(())
+            .ok_or(DeviceError::State)
     }
     fn reset(&mut self) {
         self.seen.resets.fetch_add(1, Ordering::Relaxed);
