@@ -1,40 +1,42 @@
 //! One maker at a time for each template; the others wait for it.
 
-use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
 
 use rustix::event::PollFlags;
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock, fstat, openat, unlinkat};
-use rustix::io::Errno;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::{Errno, retry_on_intr};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::store::{Name, Store, StoreError};
+use super::store::{Name, Store, StoreError, empty};
 use crate::Error;
 use crate::session::wait_for;
 use crate::signals::{Signal, Signals};
 
-/// The right to make or remove a template, until dropped.
+/// The right to make or remove a template, until dropped: its draft's folder,
+/// locked. So nothing but the draft tells of a process that was killed, and
+/// nothing at all once it has become the template.
 #[derive(Debug)]
 pub struct Lock<'a> {
     store: &'a Store,
     name: Name,
-    _file: Arc<File>,
+    draft: Arc<OwnedFd>,
+    published: bool,
 }
 
 impl<'a> Lock<'a> {
     /// The lock, unless somebody else has it.
     pub fn try_take(store: &'a Store, name: &Name) -> Result<Option<Self>, StoreError> {
         loop {
-            let file = open(store, name)?;
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            let draft = store.open_draft(name)?;
+            match flock(&draft, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
                 Err(Errno::WOULDBLOCK) => return Ok(None),
                 Err(Errno::INTR) => continue,
-                Err(e) => return Err(store.failed("lock", &name.lock(), e)),
+                Err(e) => return Err(store.failed("lock", &name.draft(), e)),
             }
-            if let Some(lock) = Self::of(store, name, Arc::new(file))? {
+            if let Some(lock) = Self::of(store, name, Arc::new(draft))? {
                 return Ok(Some(lock));
             }
         }
@@ -56,73 +58,66 @@ impl<'a> Lock<'a> {
             if let Some(waiting) = waiting.take() {
                 waiting();
             }
-            let file = Arc::new(open(store, name)?);
-            wait(&file, signals)?;
-            if let Some(lock) = Self::of(store, name, file)? {
+            let draft = Arc::new(store.open_draft(name)?);
+            wait(&draft, signals)?;
+            if let Some(lock) = Self::of(store, name, draft)? {
                 return Ok(lock);
             }
         }
     }
 
-    /// The lock that `file` is, unless the one who had it before has removed it.
-    fn of(store: &'a Store, name: &Name, file: Arc<File>) -> Result<Option<Self>, StoreError> {
-        let stat = fstat(&*file).map_err(|e| store.failed("lock", &name.lock(), e))?;
-        Ok((stat.st_nlink > 0).then(|| Self {
+    /// The lock that `draft` is, unless it has become the template or is gone.
+    fn of(store: &'a Store, name: &Name, draft: Arc<OwnedFd>) -> Result<Option<Self>, StoreError> {
+        Ok(store.is_draft(name, &draft)?.then(|| Self {
             store,
             name: name.clone(),
-            _file: file,
+            draft,
+            published: false,
         }))
     }
 
-    /// Removes the template.
-    pub fn remove(&self) -> Result<(), StoreError> {
-        self.store.remove(&self.name)
+    /// The folder to make the template in, empty.
+    pub fn begin(&self) -> Result<BorrowedFd<'_>, StoreError> {
+        empty(self.draft.as_fd()).map_err(|e| self.failed("empty", e))?;
+        Ok(self.draft.as_fd())
     }
 
-    /// Removes what a maker that was killed has left.
-    pub fn discard(&self) -> Result<(), StoreError> {
-        self.store.discard(&self.name)
+    /// What was made becomes the template.
+    pub fn publish(mut self) -> Result<(), StoreError> {
+        self.store.publish(&self.name, self.draft.as_fd())?;
+        self.published = true;
+        Ok(())
     }
 
-    /// An empty folder to make the template in.
-    pub fn begin(&self) -> Result<Draft<'_>, StoreError> {
-        Ok(Draft {
-            folder: self.store.begin(&self.name)?,
-            lock: self,
-        })
+    /// Removes the template, if it is there.
+    pub fn remove(&mut self) -> Result<(), StoreError> {
+        let Some(template) = self.store.find(&self.name)? else {
+            return Ok(());
+        };
+        // Whoever has just made it may not have closed it yet.
+        retry_on_intr(|| flock(&template, FlockOperation::LockExclusive))
+            .map_err(|e| self.failed("lock", e))?;
+        self.begin()?;
+        // It takes the place of the empty draft, and is the lock from then on.
+        self.store.withdraw(&self.name)?;
+        self.draft = Arc::new(template);
+        self.begin().map(drop)
+    }
+
+    fn failed(&self, what: &'static str, error: Errno) -> StoreError {
+        self.store.failed(what, &self.name.draft(), error)
     }
 }
 
 impl Drop for Lock<'_> {
     fn drop(&mut self) {
-        // Still locked, so that whoever waits for this file finds it without a name.
-        let _ = unlinkat(self.store.fd(), self.name.lock(), AtFlags::empty());
-    }
-}
-
-/// A template that is being made; gone when dropped.
-#[derive(Debug)]
-pub struct Draft<'a> {
-    lock: &'a Lock<'a>,
-    folder: OwnedFd,
-}
-
-impl Draft<'_> {
-    /// Its folder.
-    pub fn folder(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.folder.as_fd()
-    }
-
-    /// It is whole: the template is there from now on.
-    pub fn publish(self) -> Result<(), StoreError> {
-        self.lock.store.publish(&self.lock.name, self.folder())
-    }
-}
-
-impl Drop for Draft<'_> {
-    fn drop(&mut self) {
-        // Nothing is there any more when it has been published.
-        if let Err(error) = self.lock.discard() {
+        if self.published {
+            return;
+        }
+        let removed = self
+            .begin()
+            .and_then(|_| self.store.remove_draft(&self.name));
+        if let Err(error) = removed {
             log::debug!("{error}");
         }
     }
@@ -139,27 +134,15 @@ pub enum WaitError {
     Run(#[from] Error),
 }
 
-fn open(store: &Store, name: &Name) -> Result<File, StoreError> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = name.lock();
-    openat(store.fd(), &file, flags, Mode::RUSR | Mode::WUSR)
-        .map(File::from)
-        .map_err(|e| store.failed("open", &file, e))
-}
-
-/// Waits until `file` is locked by us. flock(2) gives no event, so that a thread
+/// Waits until `draft` is locked by us. flock(2) gives no event, so that a thread
 /// waits in it; after a signal it is left behind and ends with the process.
-fn wait(file: &Arc<File>, signals: &Signals) -> Result<(), Error> {
+fn wait(draft: &Arc<OwnedFd>, signals: &Signals) -> Result<(), Error> {
     let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC).map_err(Error::host("make a pipe"))?;
-    let locked = Arc::clone(file);
+    let locked = Arc::clone(draft);
     let waiter = thread::Builder::new().name("lock".to_owned());
     let waiter = waiter.spawn(move || {
-        let result = loop {
-            match flock(&*locked, FlockOperation::LockExclusive) {
-                Err(Errno::INTR) => {}
-                result => break result,
-            }
-        };
+        let result = retry_on_intr(|| flock(&*locked, FlockOperation::LockExclusive));
+        drop(locked);
         drop(theirs);
         result
     });
@@ -183,6 +166,9 @@ fn wait(file: &Arc<File>, signals: &Signals) -> Result<(), Error> {
 mod tests {
     use super::*;
     use crate::template::store::tests::{name, names_of, store};
+    use crate::template::store::{names_in, write_small};
+    use rustix::fs::{Mode, OFlags, openat};
+    use std::io::Read;
     use std::sync::mpsc;
 
     #[test]
@@ -231,10 +217,53 @@ mod tests {
     fn a_draft_is_gone_unless_published() {
         let (_folder, store) = store();
         let lock = Lock::try_take(&store, &name(0)).unwrap().unwrap();
-        drop(lock.begin().unwrap());
+        write_small(lock.begin().unwrap(), "state", b"1").unwrap();
+        drop(lock);
+        assert_eq!(names_of(&store), [""; 0]);
+
+        let lock = Lock::try_take(&store, &name(0)).unwrap().unwrap();
+        write_small(lock.begin().unwrap(), "state", b"2").unwrap();
         assert!(store.find(&name(0)).unwrap().is_none());
-        lock.begin().unwrap().publish().unwrap();
-        assert!(store.find(&name(0)).unwrap().is_some());
+        lock.publish().unwrap();
+        assert_eq!(names_of(&store), [name(0).to_string()]);
+    }
+
+    #[test]
+    fn what_a_killed_maker_has_left_is_taken_over() {
+        let (_folder, store) = store();
+        let left = store.open_draft(&name(0)).unwrap();
+        write_small(left.as_fd(), "memory", b"half").unwrap();
+        let lock = Lock::try_take(&store, &name(0)).unwrap().unwrap();
+        lock.begin().unwrap();
+        lock.publish().unwrap();
+        let found = store.find(&name(0)).unwrap().unwrap();
+        assert_eq!(names_in(found.as_fd()).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn removing_what_is_open_and_making_it_again() {
+        let (_folder, store) = store();
+        let lock = Lock::try_take(&store, &name(0)).unwrap().unwrap();
+        write_small(lock.begin().unwrap(), "state", b"1").unwrap();
+        lock.publish().unwrap();
+        let found = store.find(&name(0)).unwrap().unwrap();
+        let open = openat(&found, "state", OFlags::RDONLY, Mode::empty()).unwrap();
+
+        let mut lock = Lock::try_take(&store, &name(0)).unwrap().unwrap();
+        lock.remove().unwrap();
+        lock.remove().unwrap();
+        assert!(store.find(&name(0)).unwrap().is_none());
+        assert!(Lock::try_take(&store, &name(0)).unwrap().is_none());
+        let mut content = String::new();
+        std::fs::File::from(open)
+            .read_to_string(&mut content)
+            .unwrap();
+        assert_eq!(content, "1");
+        write_small(lock.begin().unwrap(), "state", b"2").unwrap();
+        lock.publish().unwrap();
+        assert_eq!(names_of(&store), [name(0).to_string()]);
+
+        let mut lock = Lock::try_take(&store, &name(0)).unwrap().unwrap();
         lock.remove().unwrap();
         drop(lock);
         assert_eq!(names_of(&store), [""; 0]);

@@ -202,7 +202,7 @@ fn obtain_named(
     }
     let mut waiting = None;
     let shape = inputs.shape();
-    let lock = Lock::take(store, name, workshop.signals, || {
+    let mut lock = Lock::take(store, name, workshop.signals, || {
         let line = format!("waiting for a machine template ({shape}) that another start makes");
         waiting = Some(workshop.notices.begin(&line));
     })?;
@@ -220,9 +220,8 @@ fn obtain_named(
     upkeep::sweep(store)?;
     let line = format!("making a machine template ({shape}): once per shape");
     let making = workshop.notices.begin(&line);
-    let draft = lock.begin()?;
-    make::make(&workshop, inputs, wanted.image, wanted.host, &draft)?;
-    draft.publish()?;
+    make::make(workshop, inputs, wanted, lock.begin()?)?;
+    lock.publish()?;
     drop(making);
     let made = open(store, name)?.ok_or_else(|| Unavailable::Open {
         name: name.to_string(),

@@ -3,13 +3,12 @@
 //! | name | is |
 //! |---|---|
 //! | `KEY`, `KEY.1`, ... | a template: a folder of files |
-//! | `.NAME.tmp` | the template NAME while it is made or removed |
-//! | `.NAME.lock` | locked by whoever makes or removes NAME; gone afterwards |
+//! | `.NAME.tmp` | the draft: the template NAME while it is made or removed |
 //! | `digests` | see [`super::digests`] |
 //!
-//! A template appears and disappears by one rename, and its lock is held
-//! meanwhile. The kernel frees the lock of whoever is killed: `.NAME.tmp` without
-//! somebody who holds the lock is a left-over.
+//! A template appears and disappears by one rename. Whoever makes or removes it
+//! holds a lock (flock(2)) on the draft's folder, see [`super::lock`]; the kernel
+//! frees the lock of whoever is killed, and the draft is a left-over then.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -91,19 +90,13 @@ impl Name {
         self.0.split('.').next() == Some(key.to_string().as_str())
     }
 
-    fn draft(&self) -> String {
+    pub(super) fn draft(&self) -> String {
         format!(".{self}.tmp")
     }
 
-    pub(super) fn lock(&self) -> String {
-        format!(".{self}.lock")
-    }
-
-    /// The name whose draft or lock this is.
-    fn of_left_over(file: &str) -> Option<Self> {
-        let file = file.strip_prefix('.')?;
-        let name = file.strip_suffix(".tmp");
-        Self::parse(name.or_else(|| file.strip_suffix(".lock"))?)
+    /// The name whose draft this is.
+    fn of_draft(file: &str) -> Option<Self> {
+        Self::parse(file.strip_prefix('.')?.strip_suffix(".tmp")?)
     }
 }
 
@@ -125,8 +118,8 @@ pub struct Store {
 pub struct Listing {
     /// Templates, in order.
     pub templates: Vec<Name>,
-    /// Names of which there is a draft or a lock.
-    pub left_overs: Vec<Name>,
+    /// Names of which there is a draft.
+    pub drafts: Vec<Name>,
 }
 
 impl Store {
@@ -172,7 +165,7 @@ impl Store {
         checked(open_folder(self.fd(), name.0.as_str()), &path)
     }
 
-    /// Templates and left-overs.
+    /// Templates and drafts.
     pub fn list(&self) -> Result<Listing, StoreError> {
         let mut listing = Listing::default();
         for file in names_in(self.fd()).map_err(|e| self.failed("list", "", e))? {
@@ -181,13 +174,11 @@ impl Store {
             };
             if let Some(name) = Name::parse(&file) {
                 listing.templates.push(name);
-            } else if let Some(name) = Name::of_left_over(&file) {
-                listing.left_overs.push(name);
+            } else if let Some(name) = Name::of_draft(&file) {
+                listing.drafts.push(name);
             }
         }
         listing.templates.sort();
-        listing.left_overs.sort();
-        listing.left_overs.dedup();
         Ok(listing)
     }
 
@@ -214,16 +205,35 @@ impl Store {
         Ok(renameat(self.fd(), &draft, self.fd(), file)?)
     }
 
-    /// The folder in which `name` is to be made, empty. Needs the name's lock.
-    pub(super) fn begin(&self, name: &Name) -> Result<OwnedFd, StoreError> {
+    /// The folder in which `name` is or was made; made if it is not there.
+    pub(super) fn open_draft(&self, name: &Name) -> Result<OwnedFd, StoreError> {
         let draft = name.draft();
-        self.discard(name)?;
-        rustix::fs::mkdirat(self.fd(), &draft, Mode::from_raw_mode(FOLDER_MODE))
-            .map_err(|e| self.failed("make the folder", &draft, e))?;
-        open_folder(self.fd(), draft.as_str()).map_err(|e| self.failed("open", &draft, e))
+        loop {
+            match rustix::fs::mkdirat(self.fd(), &draft, Mode::from_raw_mode(FOLDER_MODE)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(e) => return Err(self.failed("make the folder", &draft, e)),
+            }
+            match open_folder(self.fd(), draft.as_str()) {
+                // Its maker was quick.
+                Err(Errno::NOENT) => {}
+                opened => return opened.map_err(|e| self.failed("open", &draft, e)),
+            }
+        }
     }
 
-    /// What [`Self::begin`] began becomes the template. Needs the name's lock.
+    /// Whether `folder` is the draft of `name`: it may have become the template.
+    pub(super) fn is_draft(&self, name: &Name, folder: &OwnedFd) -> Result<bool, StoreError> {
+        let draft = name.draft();
+        let failed = |e| self.failed("look at", &draft, e);
+        let ours = fstat(folder).map_err(failed)?;
+        match rustix::fs::statat(self.fd(), &draft, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(named) => Ok(named.st_ino == ours.st_ino),
+            Err(Errno::NOENT) => Ok(false),
+            Err(e) => Err(failed(e)),
+        }
+    }
+
+    /// The draft `folder` becomes the template. Needs the name's lock.
     pub(super) fn publish(&self, name: &Name, folder: BorrowedFd) -> Result<(), StoreError> {
         let draft = name.draft();
         let failed = |what| move |e: Errno| self.failed(what, &name.draft(), e);
@@ -239,20 +249,18 @@ impl Store {
         rustix::fs::fsync(self.fd()).map_err(failed("write"))
     }
 
-    /// Removes the template `name`. Needs the name's lock.
-    pub(super) fn remove(&self, name: &Name) -> Result<(), StoreError> {
-        self.discard(name)?;
-        match renameat(self.fd(), &name.0, self.fd(), name.draft()) {
-            Ok(()) => self.discard(name),
-            Err(Errno::NOENT) => Ok(()),
-            Err(e) => Err(self.failed("remove", &name.0, e)),
-        }
+    /// The template takes the place of its draft, which is empty. Needs the name's
+    /// lock.
+    pub(super) fn withdraw(&self, name: &Name) -> Result<(), StoreError> {
+        renameat(self.fd(), &name.0, self.fd(), name.draft())
+            .map_err(|e| self.failed("remove", &name.0, e))
     }
 
-    /// Removes the draft of `name`, if there is one. Needs the name's lock.
-    pub(super) fn discard(&self, name: &Name) -> Result<(), StoreError> {
+    /// Removes the draft, which is empty. Needs the name's lock.
+    pub(super) fn remove_draft(&self, name: &Name) -> Result<(), StoreError> {
         let draft = name.draft();
-        remove_flat(self.fd(), &draft).map_err(|e| self.failed("remove", &draft, e))
+        unlinkat(self.fd(), &draft, AtFlags::REMOVEDIR)
+            .map_err(|e| self.failed("remove", &draft, e))
     }
 
     pub(super) fn failed(&self, what: &'static str, file: &str, error: Errno) -> StoreError {
@@ -337,18 +345,12 @@ pub(super) fn names_in(folder: BorrowedFd) -> Result<Vec<std::ffi::OsString>, Er
     Ok(names)
 }
 
-/// Removes a folder of files, or whatever else is there; links are not followed.
-fn remove_flat(at: BorrowedFd, name: &str) -> Result<(), Errno> {
-    let folder = match open_folder(at, name) {
-        Ok(folder) => folder,
-        Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::NOTDIR | Errno::LOOP) => return unlinkat(at, name, AtFlags::empty()),
-        Err(e) => return Err(e),
-    };
-    for file in names_in(folder.as_fd())? {
-        unlinkat(&folder, &*file, AtFlags::empty())?;
+/// Removes all files of a folder, and no folders: there are none.
+pub(super) fn empty(folder: BorrowedFd) -> Result<(), Errno> {
+    for file in names_in(folder)? {
+        unlinkat(folder, &*file, AtFlags::empty())?;
     }
-    unlinkat(at, name, AtFlags::REMOVEDIR)
+    Ok(())
 }
 
 /// Bytes that the regular files of a folder take on the disk.

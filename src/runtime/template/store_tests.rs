@@ -45,8 +45,7 @@ fn names() {
         let name = name(index);
         assert_eq!(Name::parse(&name.to_string()), Some(name.clone()));
         assert!(name.is_of(inputs().key()));
-        assert_eq!(Name::of_left_over(&name.draft()), Some(name.clone()));
-        assert_eq!(Name::of_left_over(&name.lock()), Some(name));
+        assert_eq!(Name::of_draft(&name.draft()), Some(name));
     }
     let key = name(0).to_string();
     let upper = key.to_uppercase();
@@ -66,7 +65,7 @@ fn names() {
     ] {
         assert_eq!(Name::parse(wrong), None, "{wrong}");
     }
-    assert_eq!(Name::of_left_over(".digests.tmp"), None);
+    assert_eq!(Name::of_draft(".digests.tmp"), None);
 }
 
 #[test]
@@ -125,47 +124,43 @@ fn a_place_where_no_folder_can_be() {
 #[test]
 fn making_and_removing() {
     let (_folder, store) = store();
-    let folder = store.begin(&name(0)).unwrap();
-    write_small(folder.as_fd(), "state", b"1").unwrap();
+    let draft = store.open_draft(&name(0)).unwrap();
+    assert!(store.is_draft(&name(0), &draft).unwrap());
+    write_small(draft.as_fd(), "memory", &[1; 5000]).unwrap();
     assert!(store.find(&name(0)).unwrap().is_none());
-    // A maker that was killed and the next one.
-    let folder = store.begin(&name(0)).unwrap();
-    write_small(folder.as_fd(), "memory", &[1; 5000]).unwrap();
-    store.publish(&name(0), folder.as_fd()).unwrap();
+    store.publish(&name(0), draft.as_fd()).unwrap();
+    assert!(!store.is_draft(&name(0), &draft).unwrap());
     let found = store.find(&name(0)).unwrap().unwrap();
     assert_eq!(names_in(found.as_fd()).unwrap(), ["memory"]);
     assert!(stored_bytes(found.as_fd()).unwrap() >= 5000);
     assert_eq!(store.list().unwrap().templates, [name(0)]);
 
-    store.remove(&name(0)).unwrap();
+    store.withdraw(&name(0)).unwrap();
+    assert!(store.is_draft(&name(0), &found).unwrap());
+    assert!(store.remove_draft(&name(0)).is_err(), "not empty");
+    empty(found.as_fd()).unwrap();
+    store.remove_draft(&name(0)).unwrap();
     assert_eq!(names_of(&store), [""; 0]);
-    // What is open stays whole but for its name.
-    assert_eq!(names_in(found.as_fd()).unwrap(), [""; 0]);
-    store.remove(&name(0)).unwrap();
 }
 
 #[test]
-fn removing_follows_no_links() {
+fn a_draft_that_is_no_folder() {
     let (folder, store) = store();
     let precious = folder.path().join("precious");
     fs::create_dir(&precious).unwrap();
-    fs::write(precious.join("file"), "x").unwrap();
-    let draft = store.path().join(name(0).draft());
-    symlink(&precious, &draft).unwrap();
-    store.discard(&name(0)).unwrap();
-    assert_eq!(names_of(&store), [""; 0]);
-    assert!(precious.join("file").exists());
+    symlink(&precious, store.path().join(name(0).draft())).unwrap();
+    assert!(store.open_draft(&name(0)).is_err());
+    assert!(precious.exists());
 }
 
 #[test]
-fn left_overs_are_told_from_templates() {
+fn drafts_are_told_from_templates() {
     let (_folder, store) = store();
-    store.begin(&name(1)).unwrap();
-    fs::write(store.path().join(name(2).lock()), "").unwrap();
+    store.open_draft(&name(1)).unwrap();
     fs::write(store.path().join("something else"), "").unwrap();
     let listing = store.list().unwrap();
     assert!(listing.templates.is_empty());
-    assert_eq!(listing.left_overs, [name(1), name(2)]);
+    assert_eq!(listing.drafts, [name(1)]);
 }
 
 #[test]

@@ -59,7 +59,7 @@ pub fn remove(folder: &Path, name: &str) -> Result<Removal, StoreError> {
     let (Some(store), Some(name)) = (existing(folder)?, Name::parse(name)) else {
         return Ok(Removal::Unknown);
     };
-    let Some(lock) = Lock::try_take(&store, &name)? else {
+    let Some(mut lock) = Lock::try_take(&store, &name)? else {
         return Ok(Removal::Busy);
     };
     if store.find(&name)?.is_none() {
@@ -78,19 +78,23 @@ pub fn prune(folder: &Path, all: bool) -> Result<Vec<Row>, StoreError> {
     sweep(&store)?;
     let mut removed = Vec::new();
     for row in list(folder)? {
-        if (all || row.stale.is_some()) && remove(folder, &row.name)? == Removal::Removed {
-            removed.push(row);
+        if !all && row.stale.is_none() {
+            continue;
+        }
+        match remove(folder, &row.name) {
+            Ok(Removal::Removed) => removed.push(row),
+            // What is not ours stays, and stays in the list.
+            Ok(_) | Err(StoreError::Refused { .. }) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(removed)
 }
 
-/// Removes what killed makers have left: everything that nobody holds the lock of.
+/// Removes what killed makers have left: drafts that nobody holds the lock of.
 pub(super) fn sweep(store: &Store) -> Result<(), StoreError> {
-    for name in store.list()?.left_overs {
-        if let Some(lock) = Lock::try_take(store, &name)? {
-            lock.discard()?;
-        }
+    for name in store.list()?.drafts {
+        drop(Lock::try_take(store, &name)?);
     }
     Ok(())
 }

@@ -67,9 +67,9 @@ fn publish(store: &Store, name: &Name, inputs: Option<Inputs>) {
     let lock = Lock::try_take(store, name).unwrap().unwrap();
     let draft = lock.begin().unwrap();
     if let Some(inputs) = inputs {
-        About::now(inputs).write(draft.folder()).unwrap();
+        About::now(inputs).write(draft).unwrap();
     }
-    draft.publish().unwrap();
+    lock.publish().unwrap();
 }
 
 #[test]
@@ -106,12 +106,11 @@ fn listing_and_removing() {
 fn what_is_being_made_is_left_alone() {
     let (_folder, store) = store();
     let lock = Lock::try_take(&store, &name(0)).unwrap().unwrap();
-    let draft = lock.begin().unwrap();
     // One that was killed.
-    store.begin(&name(1)).unwrap();
+    store.open_draft(&name(1)).unwrap();
     assert!(prune(store.path(), true).unwrap().is_empty());
     let key = name(0).to_string();
     assert_eq!(remove(store.path(), &key).unwrap(), Removal::Busy);
-    assert_eq!(names_of(&store), [name(0).lock(), format!(".{key}.tmp")]);
-    drop(draft);
+    assert_eq!(names_of(&store), [format!(".{key}.tmp")]);
+    drop(lock);
 }
