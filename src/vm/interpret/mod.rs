@@ -5,7 +5,25 @@
 //! does not know, or whose memory it must not touch: that one is left to KVM,
 //! with nothing of it done.
 
+mod cache;
+mod cpu;
+mod decode;
+mod execute;
+mod flags;
+mod op;
+mod run;
+mod table;
+#[cfg(test)]
+mod tests;
+mod width;
+
 use std::ptr::NonNull;
+
+pub use cache::CodeCache;
+pub use run::run;
+
+/// Bytes of a page of memory and of code.
+const PAGE_BYTES: usize = 4096;
 
 /// Integer state of a vCPU at ring 0 in 64-bit mode.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,23 +63,6 @@ pub trait Memory {
     fn code(&mut self, address: u64) -> Option<(u64, NonNull<u8>)>;
 }
 
-/// Decoded code by guest frame.
-#[derive(Default)]
-pub struct CodeCache {}
-
-impl CodeCache {
-    /// An empty cache.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Forgets the page `frame`: to be called when its bytes change.
-    pub fn invalidate(&mut self, _frame: u64) {}
-
-    /// Forgets everything.
-    pub fn clear(&mut self) {}
-}
-
 /// Why [`run`] stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
@@ -80,17 +81,4 @@ pub struct Ran {
     pub stop: Stop,
     /// How many instructions were executed.
     pub instructions: u64,
-}
-
-/// Executes up to `budget` instructions.
-pub fn run<M: Memory>(
-    _state: &mut State,
-    _memory: &mut M,
-    _code: &mut CodeCache,
-    _budget: u64,
-) -> Ran {
-    Ran {
-        stop: Stop::Leave,
-        instructions: 0,
-    }
 }
