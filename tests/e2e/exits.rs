@@ -73,7 +73,9 @@ fn wait_for_machine(running: &Running) {
 #[test]
 fn a_signal_before_the_container_ends_the_start() {
     let bundle = Bundle::shell("echo started");
-    let running = Runtime::Vmrun.launch(&bundle).start();
+    // A boot leaves time for a signal.
+    let launch = Runtime::Vmrun.launch_with(&bundle, &["--no-template"]);
+    let running = launch.start();
     wait_for_machine(&running);
     running.signal(Signal::TERM);
     let run = running.finish();

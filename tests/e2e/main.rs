@@ -18,5 +18,6 @@ mod process;
 mod registers;
 mod root_fs;
 mod streams;
+mod templates;
 mod terminal;
 mod vsock;

@@ -3,7 +3,11 @@
 
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Condvar, Mutex, Once, OnceLock, PoisonError};
+
+/// Variable that names the folder of templates.
+pub const TEMPLATE_DIR: &str = "VMRUN_TEMPLATE_DIR";
 
 /// How many machines run at a time: one keeps a processor busy while it starts, and
 /// starts have deadlines. `VMRUN_TEST_MACHINES`, else 2.
@@ -25,6 +29,25 @@ pub fn vmrun() -> &'static Path {
 pub fn guest_dir() -> PathBuf {
     let prefix = vmrun().parent().and_then(Path::parent);
     prefix.expect("a folder above vmrun").join("lib/vmrun")
+}
+
+/// The folder of the machine templates that all tests share but those of templates.
+pub fn template_dir() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("templates"))
+}
+
+/// Makes the template that most machines start from, so that no test sees it made.
+fn make_template() {
+    let mut command = Command::new(vmrun());
+    command.env(TEMPLATE_DIR, template_dir());
+    let stale = command.args(["template", "prune"]).output().unwrap();
+    assert!(stale.status.success(), "{stale:?}");
+    let mut command = Command::new("timeout");
+    command.env(TEMPLATE_DIR, template_dir());
+    command.args(["-s", "KILL", "240"]).arg(vmrun());
+    let made = command.args(["template", "create"]).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
 }
 
 /// Fails unless this machine can run the tests.
@@ -52,6 +75,7 @@ pub fn require() {
             let path = guest_dir().join(file);
             assert!(path.exists(), "no {path:?}: run scripts/test");
         }
+        make_template();
     });
 }
 

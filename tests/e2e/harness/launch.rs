@@ -74,6 +74,7 @@ impl Launch {
         // Tests that are killed leave no machine running.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]).arg(program);
+        command.env(host::TEMPLATE_DIR, host::template_dir());
         command.stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         Self {
@@ -90,6 +91,12 @@ impl Launch {
         let mut launch = Self::new(host::vmrun()).args(words);
         launch.machines = 1;
         launch
+    }
+
+    /// A further word.
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.command.arg(arg);
+        self
     }
 
     /// Further words.

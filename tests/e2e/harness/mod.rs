@@ -11,7 +11,7 @@ mod sandbox;
 mod terminal;
 
 pub use bundle::Bundle;
-pub use host::{guest_dir, vmrun};
+pub use host::{TEMPLATE_DIR, guest_dir, template_dir, vmrun};
 pub use launch::{Launch, Runtime};
 pub use program::{assembled, compiled};
 pub use running::{Finished, Running, Sections};

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
-use super::{Bundle, Finished, Launch, guest_dir, vmrun};
+use super::{Bundle, Finished, Launch, guest_dir, template_dir, vmrun};
 
 /// A place to run vmrun in.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ impl Sandbox {
         let stage = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let at = |name: &str| stage.path().join(name);
         fs::set_permissions(stage.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        for folder in ["bin", "bundle", "empty", "lib/vmrun", "report"] {
+        for folder in ["bin", "bundle", "empty", "lib/vmrun", "report", "templates"] {
             fs::create_dir_all(at(folder)).unwrap();
         }
         fs::copy(vmrun(), at("bin/vmrun")).unwrap();
@@ -70,7 +70,7 @@ impl Sandbox {
             .args(["--mount", "--propagation", "private", "--pid", "--fork"])
             .args(["--mount-proc", "--net", "--ipc", "--kill-child", "bash"])
             .args([script, self.stage.path().to_owned()])
-            .args([bundle])
+            .args([bundle, template_dir().to_owned()])
             .args([&times.to_string(), &self.prelude, &uid])
             .args(words)
             .limit(times);

@@ -2,18 +2,19 @@
 # Runs vmrun inside the namespaces that sandbox.rs made, and reports what was not
 # there before.
 #
-#   sandbox.sh STAGE BUNDLE TIMES PRELUDE UID WORDS...
+#   sandbox.sh STAGE BUNDLE TEMPLATES TIMES PRELUDE UID WORDS...
 set -eu
-stage=$1 bundle=$2 times=$3 prelude=$4 uid=$5
-shift 5
+stage=$1 bundle=$2 templates=$3 times=$4 prelude=$5 uid=$6
+shift 6
 
 mount --bind "$stage" /mnt
 mount --bind "$bundle" /mnt/bundle
+mount --bind "$templates" /mnt/templates
 chmod 0777 /mnt/report
 for folder in /tmp /var/tmp /run /dev/shm; do
 	mount -t tmpfs tmpfs "$folder"
 done
-export HOME=/tmp TMPDIR=/tmp
+export HOME=/tmp TMPDIR=/tmp VMRUN_TEMPLATE_DIR=/mnt/templates
 unset VMRUN_GUEST_DIR XDG_RUNTIME_DIR XDG_CACHE_HOME
 cd /mnt/bundle
 eval "$prelude"
@@ -24,7 +25,8 @@ state() {
 	sed 's/^/mount /' /proc/mounts
 	sed '1d; s/^/unix socket /' /proc/net/unix
 	sed '1d; s/^/shared memory /' /proc/sysvipc/shm
-	find /tmp /var/tmp /run /dev/shm /mnt -path /mnt/report -prune -o \
+	find /tmp /var/tmp /run /dev/shm /mnt \
+		\( -path /mnt/report -o -path /mnt/templates \) -prune -o \
 		-printf 'file %p %y %m %U:%G %s %l %T@\n'
 }
 
