@@ -2,21 +2,30 @@
 //! file system tree that containers are made from.
 
 use std::fs::File;
+use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, open, unlinkat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, open, statat, unlinkat};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, chroot, fchdir, set_dumpable_behavior};
 use vmrun_protocol::frame::{self, FrameError, MAX_TO_GUEST_BYTES, MAX_TO_HOST_BYTES};
-use vmrun_protocol::message::{Hello, Task, Welcome};
+use vmrun_protocol::message::{Failure, Hello, Renewal, Report, Task, Welcome};
 use vmrun_protocol::{CONTROL_PORT, FS_TAG, STREAM_PORT, VERSION};
 
+use crate::prepared::Prepared;
 use crate::root_fs::SHARE;
 use crate::serve::Channels;
 use crate::{inside, mounts, renewal, sys};
 
 /// Stream connections that wait to be accepted while a container is made.
 const BACKLOG: i32 = 16;
+
+/// Prepared processes made and thrown away before the one that stays.
+const REHEARSALS: usize = 1;
+
+/// See [`settle`]: some ticks of the guest, which come every 10 ms.
+const SETTLE: Duration = Duration::from_millis(200);
 
 /// Why the agent cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +41,15 @@ pub enum BootError {
     /// The host did not answer as it must.
     #[error("handshake with the host")]
     Handshake(#[source] FrameError),
+    /// What every container needs cannot be made ahead.
+    #[error("prepare for containers: {} (errno {})", .0.what, .0.errno)]
+    Prepare(Failure),
+    /// The host spoke to a machine that is to become a template.
+    #[error("the host spoke after this machine was frozen")]
+    Thawed,
+    /// A machine made from a template was to become one itself.
+    #[error("the host asked to freeze a machine made from a template")]
+    FrozenTwice,
     /// Agent and host are of different builds.
     #[error("the host speaks protocol version {host}, this agent {VERSION}")]
     Version {
@@ -52,12 +70,38 @@ impl<T> Tried<T> for Result<T, Errno> {
 
 /// Brings the agent to where it can serve. The greeting goes out first, so that
 /// the host's answer travels while file systems are mounted.
-pub fn boot() -> Result<Channels, BootError> {
+///
+/// In a machine that is to become a template this returns in those made from it,
+/// where there is a [`Prepared`] process.
+pub fn boot() -> Result<(Channels, Option<Prepared>), BootError> {
     standard_streams().tried("open /dev/null")?;
     let signals = sys::block_signals().tried("block signals")?;
     // No container process may look into this one, or at its file.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).tried("make undumpable")?;
     let listener = sys::vsock_listen(STREAM_PORT, BACKLOG).tried("listen on vsock")?;
+    let mut control = greet()?;
+    own_root()?;
+    share()?;
+    let (control, prepared) = match welcome(&mut control)? {
+        Task::Start(renewal) => {
+            renew(renewal)?;
+            (control, None)
+        }
+        Task::Freeze => {
+            let prepared = freeze(control)?;
+            (start_anew()?, Some(prepared))
+        }
+    };
+    let channels = Channels {
+        control,
+        listener,
+        signals,
+    };
+    Ok((channels, prepared))
+}
+
+/// Connects to the host and says hello.
+fn greet() -> Result<File, BootError> {
     let mut control: File = sys::vsock_connect(CONTROL_PORT)
         .tried("connect by vsock")?
         .into();
@@ -66,26 +110,60 @@ pub fn boot() -> Result<Channels, BootError> {
         kernel_release: kernel_release(),
     };
     frame::write(&mut control, &hello, MAX_TO_HOST_BYTES).map_err(BootError::Handshake)?;
-    own_root()?;
-    share()?;
+    Ok(control)
+}
+
+fn welcome(control: &mut File) -> Result<Task, BootError> {
     let welcome: Welcome =
-        frame::read(&mut control, MAX_TO_GUEST_BYTES).map_err(BootError::Handshake)?;
+        frame::read(control, MAX_TO_GUEST_BYTES).map_err(BootError::Handshake)?;
     if welcome.version != VERSION {
         return Err(BootError::Version {
             host: welcome.version,
         });
     }
-    match welcome.task {
-        Task::Start(renewal) => {
-            renewal::apply(renewal).map_err(|(what, source)| BootError::System { what, source })?
-        }
-        Task::Freeze => return Err(Errno::NOSYS).tried("become a template"),
+    Ok(welcome.task)
+}
+
+fn renew(renewal: Renewal) -> Result<(), BootError> {
+    renewal::apply(renewal).map_err(|(what, source)| BootError::System { what, source })
+}
+
+/// Prepares what is the same for every container, and stops: the machine is saved
+/// while this waits for the connection to end. It does in the machines made from
+/// it, whose vsock device has no connections: its driver resets them all (virtio
+/// 1.2, 5.10.6.7). The listening socket is not connected, and stays.
+fn freeze(mut control: File) -> Result<Prepared, BootError> {
+    // The first one is for practice: what the kernel keeps for reuse of a process
+    // that is gone is there for those that come.
+    for _ in 0..REHEARSALS {
+        Prepared::make(true).map_err(BootError::Prepare)?.discard();
     }
-    Ok(Channels {
-        control,
-        listener,
-        signals,
-    })
+    let prepared = Prepared::make(true).map_err(BootError::Prepare)?;
+    // So has the look-up of a name that no export has: names may not be capitals.
+    let _ = statat(CWD, format!("/{SHARE}/REHEARSAL"), AtFlags::empty());
+    settle();
+    frame::write(&mut control, &Report::Frozen, MAX_TO_HOST_BYTES).map_err(BootError::Handshake)?;
+    match control.read(&mut [0]) {
+        Ok(1..) => Err(BootError::Thawed),
+        // However it is told, the connection is over.
+        Ok(0) | Err(_) => Ok(prepared),
+    }
+}
+
+/// Gives the kernel time for what it has put off (freed objects, workers, timers),
+/// so that it is done once and not in every machine made from this one.
+fn settle() {
+    std::thread::sleep(SETTLE);
+}
+
+/// The first steps in a machine made from a template.
+fn start_anew() -> Result<File, BootError> {
+    let mut control = greet()?;
+    match welcome(&mut control)? {
+        Task::Start(renewal) => renew(renewal)?,
+        Task::Freeze => return Err(BootError::FrozenTwice),
+    }
+    Ok(control)
 }
 
 fn standard_streams() -> rustix::io::Result<()> {

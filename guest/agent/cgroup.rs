@@ -20,39 +20,37 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes the group and sets the plan's limits.
+    /// Makes the group, without any limit.
+    pub fn create() -> std::result::Result<Self, Failure> {
+        let what = || "mount cgroup2";
+        let root = mounts::new_file_system("cgroup2", b"", b"", 0).named(what)?;
+        mkdirat(&root, NAME, Mode::from_raw_mode(0o755)).named(|| "make the cgroup")?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = openat(&root, NAME, flags, Mode::empty()).named(|| "open the cgroup")?;
+        Ok(Self { root, folder })
+    }
+
+    /// Sets the plan's limits.
     ///
     /// Controllers cost time at every fork, page fault and allocation, so only those
     /// are enabled that a limit needs; all of them where the container may make
     /// groups of its own, and needs controllers to hand on.
-    pub fn create(plan: &ContainerPlan) -> std::result::Result<Self, Failure> {
-        let what = || "mount cgroup2";
-        let root = mounts::new_file_system("cgroup2", b"", b"", 0).named(what)?;
+    pub fn limit(&self, plan: &ContainerPlan) -> std::result::Result<(), Failure> {
         let wanted = if steps::manages_cgroups(plan) {
-            available(&root).named(|| "cgroup.controllers")?
+            available(&self.root).named(|| "cgroup.controllers")?
         } else {
             controllers(&plan.cgroup_writes)
         };
         if !wanted.is_empty() {
             let request = wanted.join(" +");
             write_file(
-                &root,
+                &self.root,
                 b"cgroup.subtree_control",
                 format!("+{request}").as_bytes(),
             )
             .named(|| format!("cgroup controllers {request}"))?;
         }
-        mkdirat(&root, NAME, Mode::from_raw_mode(0o755)).named(|| "make the cgroup")?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let folder = openat(&root, NAME, flags, Mode::empty()).named(|| "open the cgroup")?;
-        let group = Self { root, folder };
-        match group.set(&plan.cgroup_writes) {
-            Ok(()) => Ok(group),
-            Err(failure) => {
-                let _ = group.try_remove();
-                Err(failure)
-            }
-        }
+        self.set(&plan.cgroup_writes)
     }
 
     fn set(&self, writes: &[(Bytes, Bytes)]) -> std::result::Result<(), Failure> {

@@ -10,12 +10,13 @@ use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use vmrun_protocol::message::{Failure, Report, Stream};
 use vmrun_protocol::plan::{Bytes, ContainerPlan, namespace};
 
-use crate::failure::{Named, quoted};
+use crate::failure::{Named, quoted, setup};
+use crate::remainder::{self, Left};
 use crate::root_fs::RootFs;
-use crate::steps::Step;
+use crate::steps::{self, Step};
 use crate::terminal::Terminal;
 use crate::users::{self, Ids};
-use crate::{credentials, handshake, program, sys};
+use crate::{credentials, handshake, program, sys, usual};
 
 /// The container's ends of the pipes; none with a terminal.
 pub type Pipes = Vec<(Stream, OwnedFd)>;
@@ -27,9 +28,65 @@ pub type Pipes = Vec<(Stream, OwnedFd)>;
 /// execve or the end of the process takes the rest.
 pub fn run(plan: &ContainerPlan, steps: &[Step<'_>], handshake: &OwnedFd, pipes: &Pipes) -> ! {
     let handshake = handshake.as_fd();
-    // Modes of nodes and folders are given in full.
-    umask(Mode::empty());
-    let failure = match set_up(plan, steps, handshake, pipes) {
+    let set_up = || {
+        if plan.namespaces & namespace::USER != 0 {
+            let mapped = handshake::await_go(handshake).named(|| "user namespace")?;
+            if !mapped {
+                sys::exit_now(1);
+            }
+        }
+        let mut child = Child::new(pipes)?;
+        steps.iter().try_for_each(|step| child.carry_out(step))?;
+        child.ready(handshake)
+    };
+    let home = set_up();
+    finish(plan, handshake, home)
+}
+
+/// As [`run`], for a process that is made ahead: carries out the steps `prepared`
+/// and waits for the plan. It gets two, the first one for practice.
+pub fn prepare(prepared: &[Step<'_>], handshake: &OwnedFd, pipes: &Pipes) -> ! {
+    let handshake = handshake.as_fd();
+    let mut buffer = vec![0; handshake::PLAN_MAX_BYTES];
+    let mut receive = || match handshake::await_plan(handshake, &mut buffer) {
+        Ok(Some(plan)) => Ok(plan),
+        Ok(None) => sys::exit_now(1),
+        Err(errno) => Err(setup("receive the plan", errno)),
+    };
+    let mut make_ready = || {
+        let mut child = Child::new(pipes)?;
+        child.root_fs.prepare()?;
+        prepared.iter().try_for_each(|step| child.carry_out(step))?;
+        child.bound(usual::BOUNDING)?;
+        let practice = receive()?;
+        drop(remainder::left(prepared, &steps::steps(&practice)?));
+        handshake::tell(handshake, &Report::Created, &[]).named(|| "report to the agent")?;
+        Ok(child)
+    };
+    let ready = make_ready();
+    let plan = receive();
+    let (mut child, plan) = match (ready, plan) {
+        (Ok(child), Ok(plan)) => (child, plan),
+        (Err(failure), _) | (_, Err(failure)) => fail(handshake, failure),
+    };
+    let set_up = || {
+        let steps = steps::steps(&plan)?;
+        let left = remainder::left(prepared, &steps);
+        left.iter()
+            .try_for_each(|left| child.carry_out_left(left))?;
+        child.ready(handshake)
+    };
+    let home = set_up();
+    finish(&plan, handshake, home)
+}
+
+/// Runs the program when the agent says so. `home` is what [`Child::ready`] gave.
+fn finish(
+    plan: &ContainerPlan,
+    handshake: BorrowedFd<'_>,
+    home: Result<Option<Bytes>, Failure>,
+) -> ! {
+    let failure = match home {
         Ok(home) => match handshake::await_go(handshake) {
             Ok(true) => program::run(&plan.process, home),
             // The agent is gone, and so is the machine.
@@ -37,43 +94,12 @@ pub fn run(plan: &ContainerPlan, steps: &[Step<'_>], handshake: &OwnedFd, pipes:
         },
         Err(failure) => failure,
     };
-    let _ = handshake::tell(handshake, &Report::Failed(failure), &[]);
-    sys::exit_now(1)
+    fail(handshake, failure)
 }
 
-/// Everything up to the point where only the program is left to run. Returns the
-/// user's home folder where `env` says nothing about it.
-fn set_up(
-    plan: &ContainerPlan,
-    steps: &[Step<'_>],
-    handshake: BorrowedFd<'_>,
-    pipes: &Pipes,
-) -> Result<Option<Bytes>, Failure> {
-    if plan.namespaces & namespace::USER != 0 {
-        let mapped = handshake::await_go(handshake).named(|| "user namespace")?;
-        if !mapped {
-            sys::exit_now(1);
-        }
-    }
-    let mut child = Child {
-        pipes,
-        root_fs: RootFs::new()?,
-        terminal: None,
-        ids: Ids::default(),
-        home: None,
-    };
-    for step in steps {
-        child.carry_out(step)?;
-    }
-    sys::restore_signals().named(|| "signals")?;
-    let terminal = child.terminal.as_ref();
-    let handles = terminal.map(|t| [t.master.as_fd(), t.slave.as_fd()]);
-    let handles = handles.as_ref().map_or(&[][..], |both| both);
-    handshake::tell(handshake, &Report::Created, handles).named(|| "report to the agent")?;
-    let home = child.home.take();
-    std::mem::forget(child);
-    sys::close_all_but(handshake).named(|| "close descriptors")?;
-    Ok(home)
+fn fail(handshake: BorrowedFd<'_>, failure: Failure) -> ! {
+    let _ = handshake::tell(handshake, &Report::Failed(failure), &[]);
+    sys::exit_now(1)
 }
 
 /// The process while it sets itself up.
@@ -83,9 +109,55 @@ struct Child<'p> {
     terminal: Option<Terminal>,
     ids: Ids,
     home: Option<Bytes>,
+    /// What may still be in the bounding set.
+    bounding: u64,
 }
 
-impl Child<'_> {
+impl<'p> Child<'p> {
+    /// Called by the new process itself, in its namespaces.
+    fn new(pipes: &'p Pipes) -> Result<Self, Failure> {
+        // Modes of nodes and folders are given in full.
+        umask(Mode::empty());
+        Ok(Self {
+            pipes,
+            root_fs: RootFs::new()?,
+            terminal: None,
+            ids: Ids::default(),
+            home: None,
+            bounding: u64::MAX,
+        })
+    }
+
+    /// Everything is done but to run the program: tells the agent. Returns the
+    /// user's home folder where `env` says nothing about it.
+    fn ready(mut self, handshake: BorrowedFd<'_>) -> Result<Option<Bytes>, Failure> {
+        sys::restore_signals().named(|| "signals")?;
+        let terminal = self.terminal.as_ref();
+        let handles = terminal.map(|t| [t.master.as_fd(), t.slave.as_fd()]);
+        let handles = handles.as_ref().map_or(&[][..], |both| both);
+        handshake::tell(handshake, &Report::Created, handles).named(|| "report to the agent")?;
+        let home = self.home.take();
+        std::mem::forget(self);
+        sys::close_all_but(handshake).named(|| "close descriptors")?;
+        Ok(home)
+    }
+
+    fn carry_out_left(&mut self, left: &Left<'_>) -> Result<(), Failure> {
+        match left {
+            Left::Unmount(path) => self.root_fs.unmount_prepared(path),
+            Left::Remove(path) => self.root_fs.remove_prepared(path),
+            Left::Attributes { path, flags } => self.root_fs.set_prepared_attributes(path, *flags),
+            Left::Move(mount) => self.root_fs.move_prepared(mount),
+            Left::Do(step) => self.carry_out(step),
+        }
+    }
+
+    fn bound(&mut self, kept: u64) -> Result<(), Failure> {
+        credentials::bound(kept, self.bounding)?;
+        self.bounding &= kept;
+        Ok(())
+    }
+
     fn carry_out(&mut self, step: &Step<'_>) -> Result<(), Failure> {
         let root_fs = &mut self.root_fs;
         match step {
@@ -131,7 +203,7 @@ impl Child<'_> {
             Step::StandardStreams => self.standard_streams(),
             Step::Limit(limit) => sys::set_rlimit(limit.resource, limit.soft, limit.hard)
                 .named(|| format!("rlimit {}", limit.resource)),
-            Step::BoundingSet(kept) => credentials::bound(*kept),
+            Step::BoundingSet(kept) => self.bound(*kept),
             Step::BecomeUser => credentials::become_user(&self.ids),
             Step::Capabilities(sets) => credentials::set_capabilities(sets),
             Step::NoNewPrivileges => {

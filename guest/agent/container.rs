@@ -10,6 +10,7 @@ use vmrun_protocol::plan::{ContainerPlan, WindowSize, namespace};
 
 use crate::cgroup::Cgroup;
 use crate::failure::{Named, setup};
+use crate::prepared::Prepared;
 use crate::sys::{self, Cloned};
 use crate::{child, device_filter, handshake, steps, terminal, user_namespace};
 
@@ -41,44 +42,104 @@ pub struct Container {
 
 impl Container {
     /// Makes a container up to the point where only the program is left to run.
-    /// A failure leaves nothing behind.
-    pub fn create(plan: &ContainerPlan, guest: Guest) -> Result<(Self, LocalEnds), Failure> {
+    /// A failure leaves nothing behind. `prepared` is used if it fits the plan.
+    pub fn create(
+        plan: &ContainerPlan,
+        guest: Guest,
+        prepared: Option<Prepared>,
+    ) -> Result<(Self, LocalEnds), Failure> {
         let steps = steps::steps(plan)?;
         let flags = steps::clone_flags(plan, guest.network_unused)?;
         if plan.process.args.is_empty() {
             return Err(setup("args", Errno::INVAL));
         }
+        if let Some(prepared) = prepared {
+            match prepared.message(plan) {
+                Some(message) => return Self::from_prepared(prepared, plan, &message),
+                None => prepared.discard(),
+            }
+        }
         if flags & namespace::USER != 0 {
             user_namespace::prepare(plan)?;
         }
-        let (ours, theirs, pipes) = streams(plan)?;
+        let (ours, theirs) = match plan.process.terminal {
+            Some(_) => Default::default(),
+            None => pipes()?,
+        };
         let (agent_end, child_end) = handshake::pair().named(|| "handshake")?;
-        let cgroup = guest.cgroups.then(|| Cgroup::create(plan)).transpose()?;
-        let group = cgroup.as_ref().map(|group| group.as_fd());
-        let pid = match sys::clone3(flags, group) {
+        let cgroup = guest.cgroups.then(Cgroup::create).transpose()?;
+        let limited = cgroup.as_ref().map_or(Ok(()), |group| group.limit(plan));
+        let cloned = limited.and_then(|()| {
+            let group = cgroup.as_ref().map(|group| group.as_fd());
+            sys::clone3(flags, group).named(|| "new namespaces")
+        });
+        let pid = match cloned {
             Ok(Cloned::Child) => child::run(plan, &steps, &child_end, &theirs),
             Ok(Cloned::Parent(pid)) => pid,
-            Err(errno) => {
+            Err(failure) => {
                 let _ = cgroup.map(|group| group.try_remove());
-                return Err(setup("new namespaces", errno));
+                return Err(failure);
             }
         };
         drop((theirs, child_end));
-        let mut container = Self {
+        let container = Self {
             pid,
             handshake: agent_end,
             cgroup,
             own_pids: flags & namespace::PID != 0,
             terminal: None,
         };
-        match container.finish(plan, pipes) {
+        container.finish_or_discard(plan, ours)
+    }
+
+    /// A prepared process, whose namespaces are those of the plan, goes on with it.
+    fn from_prepared(
+        prepared: Prepared,
+        plan: &ContainerPlan,
+        message: &[u8],
+    ) -> Result<(Self, LocalEnds), Failure> {
+        let Prepared {
+            pid,
+            handshake,
+            cgroup,
+            mut ours,
+            ..
+        } = prepared;
+        let container = Self {
+            pid,
+            handshake,
+            cgroup,
+            own_pids: true,
+            terminal: None,
+        };
+        let limited = container.cgroup.as_ref().map_or(Ok(()), |g| g.limit(plan));
+        let sent = limited.and_then(|()| {
+            let handshake = container.handshake.as_fd();
+            handshake::send_plan(handshake, message).named(|| "prepared process")
+        });
+        if let Err(failure) = sent {
+            container.discard();
+            return Err(failure);
+        }
+        if plan.process.terminal.is_some() {
+            ours.clear();
+        }
+        container.finish_or_discard(plan, ours)
+    }
+
+    /// `ends` are the agent's ends of the pipes, if there are any.
+    fn finish_or_discard(
+        mut self,
+        plan: &ContainerPlan,
+        mut ends: LocalEnds,
+    ) -> Result<(Self, LocalEnds), Failure> {
+        match self.finish(plan) {
             Ok(master) => {
-                let mut ends = ours;
                 ends.extend(master.map(|master| (Stream::Terminal, master)));
-                Ok((container, ends))
+                Ok((self, ends))
             }
             Err(failure) => {
-                container.discard();
+                self.discard();
                 Err(failure)
             }
         }
@@ -86,7 +147,7 @@ impl Container {
 
     /// The agent's part while the process sets itself up. Returns the terminal's
     /// master side for the relay.
-    fn finish(&mut self, plan: &ContainerPlan, pipes: bool) -> Result<Option<OwnedFd>, Failure> {
+    fn finish(&mut self, plan: &ContainerPlan) -> Result<Option<OwnedFd>, Failure> {
         if plan.namespaces & namespace::USER != 0 {
             user_namespace::map_ids(self.pid)?;
             handshake::go(self.handshake.as_fd()).named(|| "user namespace")?;
@@ -101,7 +162,7 @@ impl Container {
         {
             device_filter::attach(cgroup.as_fd(), plan)?;
         }
-        if pipes {
+        if plan.process.terminal.is_none() {
             return Ok(None);
         }
         let mut handles = handles.into_iter();
@@ -171,19 +232,20 @@ impl Container {
     pub fn discard(mut self) {
         let _ = sys::kill(self.pid, libc::SIGKILL as u8);
         self.kill_rest();
-        if let Some(pid) = Pid::from_raw(self.pid as i32) {
-            let _ = waitpid(Some(pid), WaitOptions::empty());
-        }
+        reap(self.pid);
         self.is_empty();
     }
 }
 
-/// Pipes between agent and container: the agent's ends, the container's, and
-/// whether there are any (else there is a terminal).
-fn streams(plan: &ContainerPlan) -> Result<(LocalEnds, child::Pipes, bool), Failure> {
-    if plan.process.terminal.is_some() {
-        return Ok((Vec::new(), Vec::new(), false));
+/// Waits for a process that is about to end.
+pub fn reap(pid: u32) {
+    if let Some(pid) = Pid::from_raw(pid as i32) {
+        let _ = waitpid(Some(pid), WaitOptions::empty());
     }
+}
+
+/// Pipes between agent and container: the agent's ends and the container's.
+pub fn pipes() -> Result<(LocalEnds, child::Pipes), Failure> {
     let what = || "standard streams";
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for stream in [Stream::Stdin, Stream::Stdout, Stream::Stderr] {
@@ -196,5 +258,5 @@ fn streams(plan: &ContainerPlan) -> Result<(LocalEnds, child::Pipes, bool), Fail
         ours.push((stream, agent));
         theirs.push((stream, container));
     }
-    Ok((ours, theirs, true))
+    Ok((ours, theirs))
 }

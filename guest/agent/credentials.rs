@@ -18,10 +18,12 @@ fn single(number: u32) -> CapabilitySet {
     CapabilitySet::from_bits_retain(1 << number)
 }
 
-/// Drops every capability but those of `kept` from the bounding set. Which is
-/// the last one the kernel itself tells, by EINVAL: /proc is the container's.
-pub fn bound(kept: u64) -> Result<(), Failure> {
-    for number in (0..u64::BITS).filter(|n| kept & (1 << n) == 0) {
+/// Drops every capability but those of `kept` from the bounding set, in which
+/// those of `present` are at most. Which is the last one the kernel itself tells,
+/// by EINVAL: /proc is the container's.
+pub fn bound(kept: u64, present: u64) -> Result<(), Failure> {
+    let dropped = present & !kept;
+    for number in (0..u64::BITS).filter(|n| dropped & (1 << n) != 0) {
         match remove_capability_from_bounding_set(single(number)) {
             Err(Errno::INVAL) => break,
             dropped => dropped.named(|| "capabilities.bounding")?,

@@ -2,7 +2,8 @@
 //! container is made: one message each way per stage, over a socket pair that
 //! execve closes.
 //!
-//! Process: `Created` or `Failed`. Agent: go. Then end of file when the program
+//! A process that was prepared: `Created`, and the agent sends the plan. Then, and
+//! for others from the start: `Created` or `Failed`. Agent: go. Then end of file when the program
 //! runs, or `Failed`.
 
 use std::io::{IoSlice, IoSliceMut};
@@ -18,9 +19,13 @@ use rustix::net::{
 };
 use vmrun_protocol::frame;
 use vmrun_protocol::message::Report;
+use vmrun_protocol::plan::ContainerPlan;
 
 /// Longest message: a failure's text and numbers.
 const MAX_BYTES: usize = 8 << 10;
+/// Longest message of [`send_plan`]: what a socket buffer of
+/// the default size has room for. Most are a few KiB.
+pub const PLAN_MAX_BYTES: usize = 64 << 10;
 
 /// Both ends.
 pub fn pair() -> Result<(OwnedFd, OwnedFd)> {
@@ -61,6 +66,30 @@ pub fn hear(socket: BorrowedFd<'_>) -> Result<Option<(Report, Vec<OwnedFd>)>> {
     }
     let report = frame::read(&mut &*message, MAX_BYTES).map_err(|_| Errno::BADMSG)?;
     Ok(Some((report, handles)))
+}
+
+/// A plan as [`send_plan`] takes it. None where that is too long.
+pub fn plan_message(plan: &ContainerPlan) -> Option<Vec<u8>> {
+    let mut message = Vec::new();
+    frame::write(&mut message, plan, PLAN_MAX_BYTES).ok()?;
+    (message.len() <= PLAN_MAX_BYTES).then_some(message)
+}
+
+/// The agent sends a prepared process the plan.
+pub fn send_plan(socket: BorrowedFd<'_>, message: &[u8]) -> Result<()> {
+    send(socket, message, SendFlags::NOSIGNAL).map(drop)
+}
+
+/// The process waits for [`send_plan`], with a buffer of [`PLAN_MAX_BYTES`]. None
+/// when the agent is gone.
+pub fn await_plan(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<ContainerPlan>> {
+    let (len, _) = retry_on_intr(|| recv(socket, &mut *buffer, RecvFlags::empty()))?;
+    if len == 0 {
+        return Ok(None);
+    }
+    let message = buffer.get(..len).unwrap_or_default();
+    let plan = frame::read(&mut &*message, PLAN_MAX_BYTES).map_err(|_| Errno::BADMSG)?;
+    Ok(Some(plan))
 }
 
 /// The agent lets the process go on.

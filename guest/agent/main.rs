@@ -25,12 +25,12 @@ pub extern "C" fn main() -> i32 {
 }
 
 fn run() -> Result<(), Box<dyn Error>> {
-    let channels = boot::boot()?;
+    let (channels, prepared) = boot::boot()?;
     let guest = Guest {
         cgroups: true,
         network_unused: true,
     };
-    serve::serve(channels, guest)?;
+    serve::serve(channels, guest, prepared)?;
     Ok(())
 }
 

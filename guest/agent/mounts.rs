@@ -22,6 +22,9 @@ const ATTRS: [(u64, MountAttrFlags); 8] = [
     (libc::MS_NOSYMFOLLOW, MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW),
 ];
 
+/// `MOUNT_ATTR__ATIME`: the field of the access time mode, to be cleared whole.
+const ACCESS_TIME_MODES: u32 = 0x70;
+
 /// mount(2) flags that belong to the file system, and their option.
 const FILE_SYSTEM_FLAGS: [(u64, &str); 4] = [
     (libc::MS_SYNCHRONOUS, "sync"),
@@ -39,6 +42,11 @@ pub fn flags_known(flags: u64) -> bool {
     let options = FILE_SYSTEM_FLAGS.iter().map(|(flag, _)| flag);
     let known = attrs.chain(options).fold(WITHOUT_EFFECT, |a, f| a | f);
     flags & !known == 0
+}
+
+/// Whether mount(2) `flags` say nothing about the file system itself.
+pub fn only_attributes(flags: u64) -> bool {
+    FILE_SYSTEM_FLAGS.iter().all(|(flag, _)| flags & flag == 0)
 }
 
 /// The `MOUNT_ATTR_*` bits of mount(2) `flags`.
@@ -113,7 +121,21 @@ pub fn restrict(mount: BorrowedFd<'_>, flags: u64) -> Result<()> {
     if attrs.is_empty() {
         return Ok(());
     }
-    crate::sys::mount_setattr(mount, attrs.bits(), 0, false)
+    // An access time mode replaces the present one.
+    let modes = MountAttrFlags::from_bits_retain(ACCESS_TIME_MODES);
+    let cleared = if attrs.intersects(modes) {
+        ACCESS_TIME_MODES
+    } else {
+        0
+    };
+    crate::sys::mount_setattr(mount, attrs.bits(), cleared, 0, false)
+}
+
+/// Gives a mount exactly the attributes of mount(2) `flags`.
+pub fn set_attributes(mount: BorrowedFd<'_>, flags: u64) -> Result<()> {
+    let all = ATTRS.iter().map(|(_, attr)| attr.bits());
+    let all = all.fold(ACCESS_TIME_MODES, |all, attr| all | attr);
+    crate::sys::mount_setattr(mount, attributes(flags).bits(), all, 0, false)
 }
 
 /// Makes a mount read-only; its other attributes stay.
@@ -125,7 +147,7 @@ pub fn make_readonly(mount: BorrowedFd<'_>) -> Result<()> {
 /// `MS_REC` also to the mounts below.
 pub fn propagate(mount: BorrowedFd<'_>, flags: u64) -> Result<()> {
     let kind = flags & !(libc::MS_REC | libc::MS_SILENT);
-    crate::sys::mount_setattr(mount, 0, kind, flags & libc::MS_REC != 0)
+    crate::sys::mount_setattr(mount, 0, 0, kind, flags & libc::MS_REC != 0)
 }
 
 /// Binds `target` over itself, read-only, keeping the attributes its mount has.

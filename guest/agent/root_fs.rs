@@ -4,8 +4,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, makedev, mknodat, openat2,
-    statat, symlinkat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, makedev, mknodat,
+    openat2, statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
@@ -24,11 +24,15 @@ pub const SHARE: &str = "share";
 /// The tree under construction.
 pub struct RootFs {
     /// The agent's tree, in this process's mount namespace.
-    agent: OwnedFd,
+    agent: Root,
     /// The container's root, once bound.
     root: Option<Root>,
     /// A procfs of the container's namespaces that nobody else has touched.
     proc: Option<OwnedFd>,
+    /// Such a procfs, prepared, of which some paths have been covered since.
+    prepared_proc: Option<OwnedFd>,
+    /// The agent's own /dev/null, where a prepared /dev may lie over it.
+    null: Option<OwnedFd>,
     /// The empty read-only tmpfs that hides folders.
     empty: Option<OwnedFd>,
     /// The folder in which the last node or link was made, and its path: most
@@ -40,9 +44,11 @@ impl RootFs {
     /// Nothing yet. Must be called in the new mount namespace.
     pub fn new() -> Result<Self, Failure> {
         Ok(Self {
-            agent: own_folder("/").named(|| "agent's root")?,
+            agent: Root::new(own_folder("/").named(|| "agent's root")?),
             root: None,
             proc: None,
+            prepared_proc: None,
+            null: None,
             empty: None,
             folder: None,
         })
@@ -54,8 +60,19 @@ impl RootFs {
         self.root.as_ref().ok_or_else(missing)
     }
 
+    /// Until the root is bound, what is made is prepared: below the agent's own
+    /// root, of which only this process sees the mounts.
+    pub fn prepare(&mut self) -> Result<(), Failure> {
+        let null = self.agent.find(b"/dev/null", Symlinks::Refused);
+        self.null = Some(null.named(|| "agent's \"/dev/null\"")?);
+        self.root = Some(Root::new(own_folder("/").named(|| "agent's root")?));
+        Ok(())
+    }
+
     /// Binds the root export over itself: pivot_root needs a mount.
     pub fn bind_root(&mut self) -> Result<(), Failure> {
+        self.folder = None;
+        self.prepared_proc = self.proc.take();
         let path = format!("{SHARE}/{ROOT_EXPORT}");
         let bind = || {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -66,6 +83,58 @@ impl RootFs {
         };
         self.root = Some(Root::new(bind().named(|| "root file system")?));
         Ok(())
+    }
+
+    /// Takes off a prepared mount, if there is one.
+    pub fn unmount_prepared(&mut self, path: &[u8]) -> Result<(), Failure> {
+        // It may be the one that others are cloned from.
+        self.empty = None;
+        match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Err(Errno::INVAL | Errno::NOENT) => {}
+            done => done.named(|| format!("unmount prepared {}", quoted(path)))?,
+        }
+        // The folder made for it; those of procfs and sysfs stay.
+        let _ = unlinkat(CWD, path, AtFlags::REMOVEDIR);
+        Ok(())
+    }
+
+    /// Removes a prepared node or link.
+    pub fn remove_prepared(&self, path: &[u8]) -> Result<(), Failure> {
+        unlinkat(CWD, path, AtFlags::empty()).named(|| format!("remove prepared {}", quoted(path)))
+    }
+
+    /// Gives a prepared mount, if there is one, exactly the attributes of mount(2)
+    /// `flags`.
+    pub fn set_prepared_attributes(&self, path: &[u8], flags: u64) -> Result<(), Failure> {
+        let what = || format!("attributes of prepared {}", quoted(path));
+        match self.agent.find(path, Symlinks::Refused) {
+            Err(errno) if mounts::is_missing(errno) => Ok(()),
+            found => mounts::set_attributes(found.named(what)?.as_fd(), flags).named(what),
+        }
+    }
+
+    /// Moves a prepared mount, and what is mounted in it, to its place.
+    pub fn move_prepared(&mut self, mount: &Mount) -> Result<(), Failure> {
+        let what = || format!("move prepared {}", quoted(&mount.destination));
+        let ready = self.agent.find(&mount.destination, Symlinks::Refused);
+        let ready = ready.named(what)?;
+        let target = self.mount_target(mount).named(what)?;
+        mounts::attach(ready.as_fd(), target.as_fd()).named(what)
+    }
+
+    /// Where an entry of `mounts` that is a file system goes.
+    fn mount_target(&self, mount: &Mount) -> rustix::io::Result<OwnedFd> {
+        // An image that makes /proc or /sys a symlink wants the runtime's own
+        // writes there to go elsewhere (CVE-2019-19921, CVE-2023-27561).
+        let symlinks = match &mount.source {
+            MountSource::FileSystem {
+                fs_type: FsType::Proc | FsType::Sysfs,
+                ..
+            } => Symlinks::Refused,
+            _ => Symlinks::Inside,
+        };
+        let root = self.root.as_ref().ok_or(Errno::NOENT)?;
+        root.find_or_create(&mount.destination, Target::Folder, symlinks)
     }
 
     /// Makes an entry of `mounts`.
@@ -91,16 +160,7 @@ impl RootFs {
         let name = mounts::kernel_name(fs_type);
         let what = || format!("mount {name} on {}", quoted(&mount.destination));
         let made = mounts::new_file_system(name, label, &mount.data, mount.flags).named(what)?;
-        // An image that makes /proc or /sys a symlink wants the runtime's own
-        // writes there to go elsewhere (CVE-2019-19921, CVE-2023-27561).
-        let symlinks = match fs_type {
-            FsType::Proc | FsType::Sysfs => Symlinks::Refused,
-            _ => Symlinks::Inside,
-        };
-        let root = self.root()?;
-        let target = root
-            .find_or_create(&mount.destination, Target::Folder, symlinks)
-            .named(what)?;
+        let target = self.mount_target(mount).named(what)?;
         mounts::attach(made.as_fd(), target.as_fd()).named(what)?;
         propagate_all(&made, mount).named(what)?;
         if fs_type == FsType::Proc && mount.flags & libc::MS_RDONLY == 0 {
@@ -213,7 +273,10 @@ impl RootFs {
     fn write_proc(&mut self, folder: &str, file: &[u8], value: &[u8]) -> rustix::io::Result<()> {
         let proc = match self.proc.take() {
             Some(proc) => proc,
-            None => mounts::new_file_system("proc", b"proc", b"", 0)?,
+            None => match &self.prepared_proc {
+                Some(proc) => mounts::clone_tree(proc.as_fd(), b"", false)?,
+                None => mounts::new_file_system("proc", b"proc", b"", 0)?,
+            },
         };
         let proc = self.proc.insert(proc);
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
@@ -244,7 +307,10 @@ impl RootFs {
             self.empty_folder()
         } else {
             // The agent's own, not what the image calls /dev/null (CVE-2025-31133).
-            mounts::clone_tree(self.agent.as_fd(), b"dev/null", false)
+            match &self.null {
+                Some(null) => mounts::clone_tree(null.as_fd(), b"", false),
+                None => mounts::clone_tree(self.agent.as_fd(), b"dev/null", false),
+            }
         };
         let cover = cover.named(what)?;
         mounts::attach(cover.as_fd(), target.as_fd()).named(what)?;

@@ -19,6 +19,7 @@ use vmrun_protocol::plan::ContainerPlan;
 
 use crate::container::{Container, Guest};
 use crate::failure::state;
+use crate::prepared::Prepared;
 use crate::streams::Streams;
 
 /// Why the agent's work is over.
@@ -54,15 +55,22 @@ enum Stage {
 struct Agent {
     channels: Channels,
     guest: Guest,
+    prepared: Option<Prepared>,
     container: Option<(Container, Stage)>,
     streams: Streams,
 }
 
-/// Serves the host until it asks for power-off.
-pub fn serve(channels: Channels, guest: Guest) -> Result<(), ServeError> {
+/// Serves the host until it asks for power-off. The first container may get the
+/// process `prepared`.
+pub fn serve(
+    channels: Channels,
+    guest: Guest,
+    prepared: Option<Prepared>,
+) -> Result<(), ServeError> {
     let mut agent = Agent {
         channels,
         guest,
+        prepared,
         container: None,
         streams: Streams::default(),
     };
@@ -159,7 +167,7 @@ impl Agent {
         if self.container.is_some() {
             return Err(state("create: the container exists"));
         }
-        let created = Container::create(plan, self.guest);
+        let created = Container::create(plan, self.guest, self.prepared.take());
         // Even one that failed may have changed it, and one without a network
         // namespace of its own is in it.
         self.guest.network_unused = false;

@@ -64,9 +64,6 @@ pub fn clone3(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned>
     })
 }
 
-/// `MOUNT_ATTR__ATIME`: the field of the access time mode, to be cleared whole.
-const ACCESS_TIME_MODES: u32 = 0x70;
-
 /// `struct mount_attr` of linux/mount.h.
 #[repr(C)]
 struct MountAttr {
@@ -76,22 +73,18 @@ struct MountAttr {
     userns_fd: u64,
 }
 
-/// mount_setattr(2) on the mount that `mount` is in: sets `MOUNT_ATTR_*` bits
-/// and, where not 0, the propagation (`MS_PRIVATE`, ...). An access time mode
-/// among the bits replaces the present one.
+/// mount_setattr(2) on the mount that `mount` is in: clears, then sets
+/// `MOUNT_ATTR_*` bits and, where not 0, the propagation (`MS_PRIVATE`, ...).
 pub fn mount_setattr(
     mount: BorrowedFd<'_>,
     attr_set: u32,
+    attr_clr: u32,
     propagation: u64,
     recursive: bool,
 ) -> Result<()> {
     let attr = MountAttr {
         attr_set: attr_set.into(),
-        attr_clr: if attr_set & ACCESS_TIME_MODES != 0 {
-            ACCESS_TIME_MODES.into()
-        } else {
-            0
-        },
+        attr_clr: attr_clr.into(),
         propagation,
         userns_fd: 0,
     };

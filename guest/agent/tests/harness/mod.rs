@@ -19,6 +19,7 @@ use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_chang
 use rustix::process::{Pid, Signal, WaitOptions, chdir, pivot_root, waitpid};
 use tempfile::TempDir;
 use vmrun_agent::container::Guest;
+use vmrun_agent::prepared::Prepared;
 use vmrun_agent::serve::{Channels, serve};
 use vmrun_agent::sys::{self, Cloned};
 use vmrun_protocol::frame;
@@ -26,6 +27,12 @@ use vmrun_protocol::message::{ExitStatus, Failure, INIT, Report, Request, Stream
 use vmrun_protocol::plan::{
     ContainerPlan, DeviceRule, FsType, Mount, MountSource, ProcessPlan, WindowSize, namespace,
 };
+
+/// Whether the agent has a process that was made ahead: in the test programs that
+/// keep the promises of another one with it.
+fn prepares() -> bool {
+    env!("CARGO_CRATE_NAME").starts_with("prepared_")
+}
 
 /// How long the agent may take for anything, and to live.
 const LIMIT_S: u32 = 60;
@@ -317,7 +324,11 @@ fn agent(root: &Path, control: OwnedFd, listener: OwnedFd, cgroups: bool) -> ! {
         cgroups,
         network_unused: true,
     };
-    let _ = serve(channels, guest);
+    let prepared = prepares().then(|| Prepared::make(cgroups));
+    let Ok(prepared) = prepared.transpose() else {
+        sys::exit_now(95)
+    };
+    let _ = serve(channels, guest, prepared);
     sys::exit_now(0)
 }
 
@@ -346,6 +357,34 @@ pub fn export(name: &str, destination: &str, is_dir: bool, flags: u64) -> Mount 
     }
 }
 
+fn usual_mounts() -> Vec<Mount> {
+    let closed = libc::MS_NOSUID | libc::MS_NOEXEC | libc::MS_NODEV;
+    let devpts = "newinstance,ptmxmode=0666,mode=0620,gid=5";
+    let mut mounts = vec![
+        mount(FsType::Proc, "/proc", ""),
+        mount(FsType::Tmpfs, "/dev", "mode=755,size=65536k"),
+        mount(FsType::Devpts, "/dev/pts", devpts),
+        mount(FsType::Tmpfs, "/dev/shm", "mode=1777,size=65536k"),
+        mount(FsType::Mqueue, "/dev/mqueue", ""),
+        mount(FsType::Sysfs, "/sys", ""),
+    ];
+    let told = [
+        ("proc", libc::MS_NOSUID),
+        ("tmpfs", libc::MS_NOSUID | libc::MS_STRICTATIME),
+        ("devpts", libc::MS_NOSUID | libc::MS_NOEXEC),
+        ("shm", closed),
+        ("mqueue", closed),
+        ("sysfs", closed | libc::MS_RDONLY),
+    ];
+    for (mount, (name, flags)) in mounts.iter_mut().zip(told) {
+        mount.flags = flags;
+        if let MountSource::FileSystem { label, .. } = &mut mount.source {
+            *label = name.into();
+        }
+    }
+    mounts
+}
+
 /// A container as `runc spec` describes one.
 pub fn plan(args: &[&str]) -> ContainerPlan {
     ContainerPlan {
@@ -355,21 +394,7 @@ pub fn plan(args: &[&str]) -> ContainerPlan {
             | namespace::IPC
             | namespace::NETWORK
             | namespace::MOUNT,
-        mounts: vec![
-            mount(FsType::Proc, "/proc", ""),
-            mount(FsType::Tmpfs, "/dev", "mode=755,size=65536k"),
-            mount(
-                FsType::Devpts,
-                "/dev/pts",
-                "newinstance,ptmxmode=0666,mode=0620,gid=5",
-            ),
-            mount(FsType::Tmpfs, "/dev/shm", "mode=1777"),
-            mount(FsType::Mqueue, "/dev/mqueue", ""),
-            Mount {
-                flags: libc::MS_RDONLY | libc::MS_NOEXEC,
-                ..mount(FsType::Sysfs, "/sys", "")
-            },
-        ],
+        mounts: usual_mounts(),
         device_rules: vec![DeviceRule {
             allow: true,
             kind: None,

@@ -1,0 +1,4 @@
+//! The promises of `process.rs`, kept with a process that was made ahead.
+
+#[path = "process.rs"]
+mod process;
