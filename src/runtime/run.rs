@@ -104,7 +104,7 @@ pub fn run(request: &RunRequest, notices: &dyn Notices, timeline: &Timeline) -> 
     let machine = started.machine;
 
     let size = || terminal::window_size(rustix::stdio::stdin());
-    let deadlines = Deadlines::of(host);
+    let deadlines = Deadlines::of(host, shape.mem_size_mib);
     let mut session = Session::new(started.control, &machine, &signals, deadlines, size);
     session.greet()?;
     timeline.mark("agent ready");

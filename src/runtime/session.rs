@@ -35,14 +35,20 @@ pub struct Deadlines {
 
 impl Deadlines {
     /// A boot takes tens of milliseconds on hardware, and some seconds where ring
-    /// 0 is emulated; both may have to share their processor.
-    pub fn of(host: HostKind) -> Self {
-        let each = match host {
-            HostKind::Hardware => Duration::from_secs(10),
-            HostKind::Software => Duration::from_secs(60),
+    /// 0 is emulated: there the guest kernel's hundred instructions for each page of
+    /// memory take a second for 40 MiB. Both may have to share their processor.
+    pub fn of(host: HostKind, mem_size_mib: u32) -> Self {
+        const SMALL_MIB: u32 = 128;
+        const FOR_EACH_MORE: Duration = Duration::from_millis(50);
+        let (each, memory) = match host {
+            HostKind::Hardware => (Duration::from_secs(10), Duration::ZERO),
+            HostKind::Software => (
+                Duration::from_secs(60),
+                FOR_EACH_MORE.saturating_mul(mem_size_mib.saturating_sub(SMALL_MIB)),
+            ),
         };
         Self {
-            agent_ready: each,
+            agent_ready: each + memory,
             create: each,
             start: each,
         }

@@ -29,7 +29,7 @@ pub fn make(
         control,
         &machine,
         workshop.signals,
-        Deadlines::of(wanted.host),
+        Deadlines::of(wanted.host, wanted.shape.mem_size_mib),
         || None,
     );
     // Open until the machine stands still: the agent would see it end.
