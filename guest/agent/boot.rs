@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, open, statat, unlinkat};
@@ -21,10 +21,12 @@ use crate::{inside, mounts, renewal, sys};
 /// Stream connections that wait to be accepted while a container is made.
 const BACKLOG: i32 = 16;
 
-/// Prepared processes made and thrown away before the one that stays.
-const REHEARSALS: usize = 1;
+/// What no export is called: their names have no capitals. The kernel remembers
+/// that it is not there.
+const NO_EXPORT: &str = "REHEARSAL";
 
-/// See [`settle`]: some ticks of the guest, which come every 10 ms.
+/// How long the kernel gets to free objects and to let its workers and timers run:
+/// some of its ticks, which come every 10 ms.
 const SETTLE: Duration = Duration::from_millis(200);
 
 /// Why the agent cannot begin.
@@ -88,7 +90,7 @@ pub fn boot() -> Result<(Channels, Option<Prepared>), BootError> {
             (control, None)
         }
         Task::Freeze => {
-            let prepared = freeze(control)?;
+            let prepared = freeze(control, signals.as_fd())?;
             (start_anew()?, Some(prepared))
         }
     };
@@ -132,28 +134,22 @@ fn renew(renewal: Renewal) -> Result<(), BootError> {
 /// while this waits for the connection to end. It does in the machines made from
 /// it, whose vsock device has no connections: its driver resets them all (virtio
 /// 1.2, 5.10.6.7). The listening socket is not connected, and stays.
-fn freeze(mut control: File) -> Result<Prepared, BootError> {
-    // The first one is for practice: what the kernel keeps for reuse of a process
-    // that is gone is there for those that come.
-    for _ in 0..REHEARSALS {
-        Prepared::make(true).map_err(BootError::Prepare)?.discard();
-    }
+fn freeze(mut control: File, signals: BorrowedFd<'_>) -> Result<Prepared, BootError> {
+    // The first is for practice: what the kernel keeps for reuse of a process that
+    // is gone, and of a look-up in the share, serves those to come.
+    Prepared::make(true).map_err(BootError::Prepare)?.discard();
+    let _ = statat(CWD, format!("/{SHARE}/{NO_EXPORT}"), AtFlags::empty());
     let prepared = Prepared::make(true).map_err(BootError::Prepare)?;
-    // So has the look-up of a name that no export has: names may not be capitals.
-    let _ = statat(CWD, format!("/{SHARE}/REHEARSAL"), AtFlags::empty());
-    settle();
+    sys::drain_signals(signals);
+    // The kernel gets time for what it has put off, so that it is done once and not
+    // in every machine made from this one.
+    std::thread::sleep(SETTLE);
     frame::write(&mut control, &Report::Frozen, MAX_TO_HOST_BYTES).map_err(BootError::Handshake)?;
     match control.read(&mut [0]) {
         Ok(1..) => Err(BootError::Thawed),
         // However it is told, the connection is over.
         Ok(0) | Err(_) => Ok(prepared),
     }
-}
-
-/// Gives the kernel time for what it has put off (freed objects, workers, timers),
-/// so that it is done once and not in every machine made from this one.
-fn settle() {
-    std::thread::sleep(SETTLE);
 }
 
 /// The first steps in a machine made from a template.

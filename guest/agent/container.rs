@@ -214,26 +214,30 @@ impl Container {
     }
 
     /// Whether no process of the container is left, once the first one has ended.
-    /// Removes the cgroup.
     pub fn is_empty(&mut self) -> bool {
-        match &self.cgroup {
-            None => true,
-            Some(cgroup) => match cgroup.try_remove() {
-                Err(Errno::BUSY) if !self.own_pids => false,
-                _ => {
-                    self.cgroup = None;
-                    true
-                }
-            },
+        // A namespace's first process is the last that the kernel lets go.
+        self.own_pids || self.remove_group() != Err(Errno::BUSY)
+    }
+
+    fn remove_group(&mut self) -> rustix::io::Result<()> {
+        let removed = self.cgroup.as_ref().map_or(Ok(()), Cgroup::try_remove);
+        if removed != Err(Errno::BUSY) {
+            self.cgroup = None;
         }
+        removed
+    }
+
+    /// Removes what a container had of which no process is left.
+    pub fn remove(mut self) {
+        let _ = self.remove_group();
     }
 
     /// Ends a container that failed, and removes what it had.
-    pub fn discard(mut self) {
+    pub fn discard(self) {
         let _ = sys::kill(self.pid, libc::SIGKILL as u8);
         self.kill_rest();
         reap(self.pid);
-        self.is_empty();
+        self.remove();
     }
 }
 

@@ -21,6 +21,7 @@ use crate::container::{Container, Guest};
 use crate::failure::state;
 use crate::prepared::Prepared;
 use crate::streams::Streams;
+use crate::sys;
 
 /// Why the agent's work is over.
 #[derive(Debug, thiserror::Error)]
@@ -217,26 +218,28 @@ impl Agent {
     /// The first process has ended: reports it once the others are gone and all
     /// output is with the host.
     fn finish(&mut self, status: ExitStatus) -> Result<(), ServeError> {
-        let Some((container, _)) = &mut self.container else {
+        let Some((mut container, stage)) = self.container.take() else {
             return Ok(());
         };
         if !container.is_empty() || self.streams.drain(INIT) {
+            self.container = Some((container, stage));
             return Ok(());
         }
-        self.container = None;
         self.streams.close(INIT);
         self.report(&Report::Exited {
             process: INIT,
             status,
-        })
+        })?;
+        // Most hosts have ended the machine by now.
+        container.remove();
+        Ok(())
     }
 
     /// Waits for every child that has ended: the container's first process, and
     /// orphans that came to PID 1.
     fn reap(&mut self) {
         // What the descriptor says is only that there is something to wait for.
-        let mut signal = [0; 128];
-        while rustix::io::read(&self.channels.signals, &mut signal).is_ok() {}
+        sys::drain_signals(self.channels.signals.as_fd());
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             let pid = pid.as_raw_nonzero().get() as u32;
             if let Some((container, stage)) = &mut self.container

@@ -166,6 +166,12 @@ pub fn block_signals() -> Result<OwnedFd> {
     }
 }
 
+/// Takes all that the descriptor of [`block_signals`] has to say.
+pub fn drain_signals(signals: BorrowedFd<'_>) {
+    let mut signal = [0; 128];
+    while rustix::io::read(signals, &mut signal).is_ok() {}
+}
+
 /// Signals as a new program expects them: none blocked, SIGPIPE deadly. (PID 1
 /// never ignores another one; [`clone3`] took care of the caught ones.)
 pub fn restore_signals() -> Result<()> {

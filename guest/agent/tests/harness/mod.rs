@@ -107,8 +107,10 @@ impl Host {
         }
     }
 
-    /// Groups that the agent has made.
-    pub fn groups(&self) -> usize {
+    /// Groups that the agent has left behind when it is idle.
+    pub fn groups(&mut self) -> usize {
+        // There is none to start, which it says when it has done all else.
+        self.start().unwrap_err();
         let group = self.cgroup.as_ref().unwrap();
         let entries = fs::read_dir(group).unwrap();
         entries
