@@ -226,3 +226,209 @@ fn is_same(mount: &Mount, top: &[u8]) -> bool {
     let path = &mount.destination;
     parts(path).eq(parts(top)) || parts(path).any(|part| part == b"..")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmrun_protocol::plan::{Capabilities, DeviceKind, FsType, MountSource, namespace};
+
+    fn usual() -> ContainerPlan {
+        usual::plan(true)
+    }
+
+    /// What is left of `plan`, as text.
+    fn left_of(plan: &ContainerPlan) -> Vec<String> {
+        let usual = usual();
+        let prepared = prepared(&usual).unwrap();
+        let steps = steps::steps(plan).unwrap();
+        let left = left(&prepared, &steps);
+        left.iter().map(|left| format!("{left:?}")).collect()
+    }
+
+    fn begins(left: &[String], start: &str) -> usize {
+        left.iter().filter(|left| left.starts_with(start)).count()
+    }
+
+    fn changed(change: impl FnOnce(&mut ContainerPlan)) -> ContainerPlan {
+        let mut plan = usual();
+        change(&mut plan);
+        plan
+    }
+
+    fn tmpfs(destination: &str) -> Mount {
+        Mount {
+            destination: destination.into(),
+            source: MountSource::FileSystem {
+                fs_type: FsType::Tmpfs,
+                label: b"tmpfs".to_vec(),
+            },
+            flags: 0,
+            propagation: vec![],
+            data: vec![],
+        }
+    }
+
+    #[test]
+    fn of_the_usual_plan_the_trees_are_moved_once_there_is_a_root() {
+        let left = left_of(&usual());
+        let (root, rest) = left.split_first().unwrap();
+        assert_eq!(root, "Do(Root)");
+        assert_eq!(begins(&rest[..3], "Move"), 3);
+        assert_eq!(rest[3], "Do(EnterRoot)");
+        let done = [
+            "Mount",
+            "Device",
+            "Link",
+            "Mask",
+            "ReadonlyPath",
+            "Loopback",
+        ];
+        for step in done {
+            assert_eq!(begins(&left, &format!("Do({step}")), 0, "{left:?}");
+        }
+        assert_eq!(
+            begins(&left, "Un") + begins(&left, "Rem") + begins(&left, "Attr"),
+            0
+        );
+    }
+
+    #[test]
+    fn every_step_of_any_plan_is_prepared_or_left() {
+        let plan = changed(|plan| {
+            plan.hostname = Some(b"h".to_vec());
+            plan.mounts.push(tmpfs("/run"));
+            plan.masked_paths.push(b"/proc/interrupts".to_vec());
+            plan.root_readonly = true;
+        });
+        let usual = usual();
+        let prepared = prepared(&usual).unwrap();
+        let steps = steps::steps(&plan).unwrap();
+        let left = left(&prepared, &steps);
+        let is_left = |step: &Step<'_>| left.contains(&Left::Do(step.clone()));
+        assert!(steps.iter().all(|s| prepared.contains(s) || is_left(s)));
+        assert!(!steps.iter().any(|s| prepared.contains(s) && is_left(s)));
+    }
+
+    #[test]
+    fn what_is_not_asked_for_is_taken_away_before_anything_moves() {
+        let left = left_of(&changed(|plan| {
+            plan.mounts.retain(|m| m.destination != b"/dev/mqueue");
+            plan.masked_paths.clear();
+            plan.readonly_paths.pop();
+        }));
+        assert_eq!(begins(&left, "Move"), 3);
+        assert_eq!(begins(&left, "Do(Mount"), 0);
+        // mqueue, the path to protect, and those to hide.
+        assert_eq!(begins(&left, "Unmount"), 1 + 1 + 10);
+        let root = left.iter().position(|l| l == "Do(Root)").unwrap();
+        assert_eq!(begins(&left[..root], "Unmount"), 1 + 1 + 10);
+    }
+
+    #[test]
+    fn nodes_of_the_plan_replace_prepared_ones() {
+        let left = left_of(&changed(|plan| {
+            let mut null = steps::device_nodes(plan).remove(0);
+            null.mode = 0o600;
+            plan.devices.push(null);
+        }));
+        assert_eq!(begins(&left, "Remove"), 1);
+        assert_eq!(begins(&left, "Do(Device"), 1);
+    }
+
+    #[test]
+    fn attributes_are_set_on_the_mount_and_its_covers() {
+        let left = left_of(&changed(|plan| plan.mounts[0].flags = libc::MS_NOSUID));
+        assert_eq!(begins(&left, "Attributes"), 1 + 5);
+        assert_eq!(begins(&left, "Move"), 3);
+        // Asked for, and the case anyway.
+        let left = left_of(&changed(|plan| plan.mounts[0].flags = libc::MS_RELATIME));
+        assert_eq!(begins(&left, "Attributes"), 0);
+    }
+
+    #[test]
+    fn other_file_systems_are_made_and_so_is_all_behind_them() {
+        let of_the_system = libc::MS_SYNCHRONOUS;
+        let changes: [fn(&mut Mount, u64); 5] = [
+            |mount, _| mount.data.push(b'0'),
+            |mount, flag| mount.flags |= flag,
+            |mount, _| mount.propagation.push(libc::MS_SHARED),
+            |mount, _| mount.destination.push(b'/'),
+            |mount, _| *mount = tmpfs("/dev"),
+        ];
+        for change in changes {
+            let left = left_of(&changed(|plan| change(&mut plan.mounts[1], of_the_system)));
+            assert_eq!(begins(&left, "Move"), 1, "{left:?}");
+            assert_eq!(begins(&left, "Do(Mount"), 6);
+            assert!(begins(&left, "Do(Device") == 6 && begins(&left, "Do(Link") == 5);
+        }
+    }
+
+    #[test]
+    fn a_mount_in_a_tree_needs_the_tree() {
+        let left = left_of(&changed(|plan| plan.mounts.swap(1, 2)));
+        assert_eq!(begins(&left, "Move"), 1);
+        let left = left_of(&changed(|plan| {
+            let proc = plan.mounts[0].clone();
+            plan.mounts.insert(1, proc);
+        }));
+        assert_eq!(begins(&left, "Move"), 1);
+        assert_eq!(begins(&left, "Do(Mask"), 10);
+    }
+
+    #[test]
+    fn covers_go_over_what_is_mounted_there() {
+        for (path, covers) in [
+            ("/proc/scsi", 9 + 5),
+            ("/sys/x", 1),
+            ("/x/../proc/sys", 10 + 5),
+            ("/run", 0),
+        ] {
+            let left = left_of(&changed(|plan| plan.mounts.push(tmpfs(path))));
+            let done = begins(&left, "Do(Mask") + begins(&left, "Do(Readonly");
+            assert_eq!((done, begins(&left, "Unmount")), (covers, covers), "{path}");
+        }
+        let left = left_of(&changed(|plan| plan.mounts.push(tmpfs("/dev//"))));
+        assert_eq!(begins(&left, "Do(Device"), 6);
+        let left = left_of(&changed(|plan| plan.mounts.push(tmpfs("/dev/x"))));
+        assert_eq!(begins(&left, "Do(Device"), 0);
+    }
+
+    #[test]
+    fn only_what_can_be_undone_may_differ() {
+        let usual = usual();
+        let fit = |change: fn(&mut ContainerPlan)| fits(&usual, &changed(change));
+        assert!(fit(|_| {}));
+        // Without a cgroup namespace.
+        assert!(!fit(|plan| plan.mounts.truncate(1)));
+        assert!(fit(|plan| {
+            plan.mounts.clear();
+            plan.namespaces |= namespace::CGROUP;
+        }));
+        assert!(fit(|plan| plan.process.capabilities = None));
+        assert!(!fit(|plan| plan.namespaces |= namespace::USER));
+        assert!(!fit(|plan| plan.namespaces |= namespace::TIME));
+        assert!(!fit(|plan| plan.namespaces &= !namespace::PID));
+        assert!(!fit(|plan| plan.namespaces &= !namespace::NETWORK));
+        assert!(!fit(|plan| {
+            let all = Capabilities {
+                bounding: usual::BOUNDING | 1 << 21,
+                ..Capabilities::default()
+            };
+            plan.process.capabilities = Some(all);
+        }));
+        assert!(!fit(|plan| plan.mounts[0].destination = b"/".to_vec()));
+    }
+
+    #[test]
+    fn fifos_and_blocks_are_made_as_the_plan_says() {
+        let left = left_of(&changed(|plan| {
+            let mut node = steps::device_nodes(plan).remove(0);
+            (node.kind, node.path) = (DeviceKind::Fifo, b"/dev/fifo".to_vec());
+            plan.devices.push(node);
+        }));
+        assert_eq!(
+            (begins(&left, "Do(Device"), begins(&left, "Remove")),
+            (1, 0)
+        );
+    }
+}
