@@ -9,7 +9,7 @@ use super::bulk::bulk;
 use super::entry::load;
 use super::translate::Translator;
 use super::{AccelerateError, Accelerator, refused, store, tsc};
-use crate::emulate::{self, Bulk};
+use crate::emulate::{self, Bulk, Completed};
 use crate::interpret::{Access, Memory, State};
 
 const RSP: usize = 4;
@@ -66,10 +66,13 @@ impl Accelerator {
         }
         if is_fpu(decoded.code()) {
             store(vcpu, state, *sregs);
-            emulate::complete_here(vcpu, &self.memory)?;
+            let completed = emulate::complete_here(vcpu, &self.memory)?;
             let shared = vcpu.sync_regs();
             *state = super::state(&shared.regs, &shared.sregs);
-            return Ok(super::delivers(&shared.events).then_some(Next::Entry));
+            return Ok(match completed {
+                Completed::Retired => None,
+                Completed::Raised(_) => Some(Next::Entry),
+            });
         }
         self.leave(vcpu, state, sregs, &decoded).map(Some)
     }

@@ -14,7 +14,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 use super::CpuError;
 use crate::accelerate::{AccelerateError, Accelerator};
 use crate::bus::Bus;
-use crate::emulate::{self, Bulk, EmulateError};
+use crate::emulate::{self, Bulk, Completed, EmulateError};
 use crate::ending::{Ending, Outcome};
 use crate::probe::HostKind;
 use crate::profile::{self, Profile, SampleTimer};
@@ -123,6 +123,8 @@ enum Turn {
     Interrupted,
     /// A breakpoint of ours.
     Stopped,
+    /// The guest gets an exception. KVM does not tell of all of them again.
+    Raised,
 }
 
 /// Whether ring 0 of such a machine is interpreted by this process, see
@@ -154,14 +156,16 @@ fn run_until_over(
     context: &VcpuContext,
     mut accelerator: Option<&mut Accelerator>,
 ) -> Result<(), Ending> {
+    let mut raised = false;
     while !context.outcome.is_over() {
-        if let Some(accelerator) = &mut accelerator {
+        if let Some(accelerator) = accelerator.as_mut().filter(|_| !raised) {
             let instructions = accelerator.run(vcpu).map_err(unaccelerated)?;
             let counter = &context.counters.instructions;
             counter.fetch_add(instructions, Ordering::Relaxed);
         }
         let turn = run_once(vcpu, context)?;
         context.counters.exits.fetch_add(1, Ordering::Relaxed);
+        raised = turn == Turn::Raised;
         if turn == Turn::Interrupted {
             sample(vcpu, context);
         }
@@ -186,7 +190,7 @@ fn run_once(vcpu: &mut VcpuFd, context: &VcpuContext) -> Result<Turn, Ending> {
         Ok(VcpuExit::IoIn(port, data)) => context.ports.read(port.into(), data),
         Ok(VcpuExit::MmioWrite(address, data)) => context.mmio.write(address, data),
         Ok(VcpuExit::MmioRead(address, data)) => context.mmio.read(address, data),
-        Ok(VcpuExit::InternalError) => complete(vcpu, context)?,
+        Ok(VcpuExit::InternalError) => return complete(vcpu, context),
         Ok(VcpuExit::Shutdown) => return Err(Ending::TripleFault),
         Ok(VcpuExit::Debug(_)) => return Ok(Turn::Stopped),
         Ok(VcpuExit::Hlt) => return Err(Ending::Halted),
@@ -205,10 +209,12 @@ fn run_once(vcpu: &mut VcpuFd, context: &VcpuContext) -> Result<Turn, Ending> {
     Ok(Turn::Served)
 }
 
-fn complete(vcpu: &mut VcpuFd, context: &VcpuContext) -> Result<(), Ending> {
-    emulate::complete(vcpu, &context.memory)
-        .map(drop)
-        .map_err(unfinished)
+fn complete(vcpu: &mut VcpuFd, context: &VcpuContext) -> Result<Turn, Ending> {
+    let completed = emulate::complete(vcpu, &context.memory).map_err(unfinished)?;
+    Ok(match completed {
+        Completed::Retired => Turn::Served,
+        Completed::Raised(_) => Turn::Raised,
+    })
 }
 
 fn unfinished(error: EmulateError) -> Ending {
