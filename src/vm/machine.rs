@@ -84,6 +84,8 @@ pub struct Machine {
     host: HostKind,
     /// It has a UART, whose state is not saved.
     has_serial: bool,
+    /// Checksum of the template's memory.
+    restored_from: Option<[u8; 32]>,
     vm: Vm,
     context: VcpuContext,
 }
@@ -187,6 +189,7 @@ impl Parts {
             timeline: timeline.clone(),
             host,
             has_serial,
+            restored_from: None,
             vm: self.vm,
             context,
         })

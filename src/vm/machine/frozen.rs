@@ -28,9 +28,12 @@ impl Machine {
         timeline: &Timeline,
     ) -> Result<Self, MachineError> {
         check(&spec)?;
-        let (file, state) = template.into_parts();
+        let (origin, state) = template.into_parts();
         fits(&state, &spec, host)?;
-        let memory = memory::map(file, spec.mem_size_mib)?;
+        if let Some(set) = &origin.working_set {
+            snapshot::prefetch(&origin.memory, set);
+        }
+        let memory = memory::map(origin.memory, spec.mem_size_mib)?;
         let vm = Vm::new(&memory)?;
         timeline.mark("vm made");
 
@@ -45,7 +48,8 @@ impl Machine {
             vsock,
             vcpus,
         };
-        let machine = parts.assemble(spec, host, timeline)?;
+        let mut machine = parts.assemble(spec, host, timeline)?;
+        machine.restored_from = Some(origin.checksum);
         timeline.mark("machine restored");
         Ok(machine)
     }
@@ -138,10 +142,14 @@ impl RunningMachine {
         }
     }
 
-    /// The pages that the guest has touched since the machine was restored. For a
-    /// machine that was booted, all that it has ever touched.
+    /// The pages that the guest has touched since the machine was restored, to be
+    /// written beside the template's other files. Fails for a machine that was
+    /// booted.
     pub fn touched(&self) -> Result<WorkingSet, SnapshotError> {
-        Ok(WorkingSet::default())
+        let Some(checksum) = self.machine.restored_from else {
+            return Err(SnapshotError::Misfit("the machine was booted".to_owned()));
+        };
+        WorkingSet::of(&self.machine.context.memory, checksum)
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) struct MemoryRecord {
     stat: StatRecord,
     /// SHA-256 over offset (64 bits, little-endian) and bytes of each page that is
     /// not zero.
-    content: [u8; 32],
+    pub content: [u8; 32],
 }
 
 /// Which file, and when it was last changed: content or owner, by whichever means.

@@ -24,6 +24,7 @@
 
 mod files;
 mod memory_file;
+mod prefetch;
 mod sealed;
 mod template;
 mod working_set;
@@ -36,6 +37,7 @@ use crate::kvm::KvmError;
 use crate::slots::Unsaved;
 use crate::virtio::mmio::StateError;
 
+pub(crate) use prefetch::prefetch;
 pub use template::Template;
 pub(crate) use template::{MachineState, write};
 pub use working_set::WorkingSet;

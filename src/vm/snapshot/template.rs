@@ -52,8 +52,16 @@ pub(crate) fn write(
 #[derive(Debug)]
 pub struct Template {
     memory: File,
+    checksum: [u8; 32],
     machine: MachineState,
     working_set: Option<WorkingSet>,
+}
+
+/// Where a restored machine's memory comes from.
+pub(crate) struct Origin {
+    pub memory: Arc<File>,
+    pub checksum: [u8; 32],
+    pub working_set: Option<WorkingSet>,
 }
 
 impl Template {
@@ -67,10 +75,15 @@ impl Template {
         if record.len_bytes != u64::from(machine.mem_size_mib) << 20 {
             return Err(damaged(STATE, "its memory sizes differ"));
         }
+        let working_set = WorkingSet::read(folder, record.content, record.len_bytes)
+            // Only a matter of speed, and made anew when it is not there.
+            .inspect_err(|error| log::debug!("{error}"))
+            .ok();
         Ok(Self {
             memory: memory_file::open(folder, &record)?,
+            checksum: record.content,
             machine,
-            working_set: None,
+            working_set,
         })
     }
 
@@ -81,7 +94,12 @@ impl Template {
         self.working_set.as_ref()
     }
 
-    pub(crate) fn into_parts(self) -> (Arc<File>, MachineState) {
-        (Arc::new(self.memory), self.machine)
+    pub(crate) fn into_parts(self) -> (Origin, MachineState) {
+        let origin = Origin {
+            memory: Arc::new(self.memory),
+            checksum: self.checksum,
+            working_set: self.working_set,
+        };
+        (origin, self.machine)
     }
 }
