@@ -153,3 +153,61 @@ impl Page {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page() -> Box<[u8; PAGE_BYTES]> {
+        // nop
+        Box::new([0x90; PAGE_BYTES])
+    }
+
+    fn bytes(page: &mut [u8; PAGE_BYTES]) -> NonNull<u8> {
+        NonNull::from(page).cast()
+    }
+
+    #[test]
+    fn frames_that_share_a_slot_are_told_apart() {
+        let (mut cache, mut first, mut second) = (CodeCache::new(), page(), page());
+        second[0] = 0xf4; // hlt
+        let other = 5 + FRAMES as u64;
+        for _ in 0..3 {
+            let (page, at) = cache.block(5, bytes(&mut first), 0);
+            assert_eq!((page.frame, page.ops[at].next), (5, 1));
+            assert!(page.ops.len() > 2);
+            let (page, _) = cache.block(other, bytes(&mut second), 0);
+            assert_eq!((page.frame, page.ops.len()), (other, 1));
+        }
+        cache.invalidate(5);
+        assert_eq!(cache.ops, 1);
+        cache.invalidate(other);
+        assert_eq!(cache.ops, 0);
+    }
+
+    #[test]
+    fn an_instruction_is_decoded_once() {
+        let (mut cache, mut bytes_of) = (CodeCache::new(), page());
+        for offset in (0..PAGE_BYTES as u16).rev().chain(0..PAGE_BYTES as u16) {
+            let (page, at) = cache.block(1, bytes(&mut bytes_of), offset);
+            assert_eq!(page.ops[at].at, offset);
+        }
+        // Each instruction, and what leads from it to the one that was there before.
+        assert_eq!(cache.ops, 2 * PAGE_BYTES);
+    }
+
+    #[test]
+    fn the_number_of_operations_is_bounded() {
+        let (mut cache, mut bytes_of) = (CodeCache::new(), page());
+        for frame in 0..200 {
+            for offset in 0..PAGE_BYTES as u16 {
+                cache.block(frame, bytes(&mut bytes_of), offset);
+            }
+            let pages = cache.pages.iter().flatten();
+            assert_eq!(cache.ops, pages.map(|page| page.ops.len()).sum::<usize>());
+            assert!(cache.ops <= MAX_OPS + MAX_BLOCK + 1);
+        }
+        cache.clear();
+        assert_eq!(cache.ops, 0);
+    }
+}

@@ -3,6 +3,7 @@
 
 mod differential;
 mod forms;
+mod guest;
 mod native;
 mod random;
 mod rules;
