@@ -149,6 +149,9 @@ impl Machine {
             let thread = VcpuThread::start(vcpu, id, running.machine.context.clone())?;
             running.vcpus.push(thread);
         }
+        // While the guest runs already: its first requests wait that long.
+        let machine = &mut running.machine;
+        machine.devices.start(&machine.context.outcome)?;
         Ok(running)
     }
 }
@@ -170,7 +173,7 @@ impl Parts {
         timeline: &Timeline,
     ) -> Result<Machine, MachineError> {
         let outcome = Arc::new(Outcome::new().map_err(host_error("make an eventfd"))?);
-        let (mmio, devices) = self.slots.finish(&outcome)?;
+        let (mmio, devices) = self.slots.finish()?;
         let has_serial = spec.serial.is_some();
         let ports = ports(&self.vm, &mut spec, timeline, &outcome)?;
         let context = VcpuContext {

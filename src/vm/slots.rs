@@ -61,19 +61,33 @@ pub enum SlotsError {
     /// Windows overlap.
     #[error(transparent)]
     Bus(#[from] Overlap),
-    /// No event loop.
-    #[error(transparent)]
-    Loop(#[from] LoopError),
 }
 
-/// The devices of a machine, at work. Dropping it stops their event loops.
+/// The devices of a machine. Dropping it stops their event loops.
 pub struct Devices {
     // Dropped first.
     loops: Vec<EventLoop>,
+    /// Loops that are still to be started.
+    waiting: Vec<NamedLoop>,
     transports: Vec<Arc<MmioTransport>>,
 }
 
+/// Name of an event loop, and what runs on it.
+type NamedLoop = (&'static str, Vec<Subscriber>);
+
 impl Devices {
+    /// Starts the event loops. One that dies ends the machine. What the guest asks
+    /// for before waits in the eventfds, so vCPUs may run already.
+    pub fn start(&mut self, outcome: &Arc<Outcome>) -> Result<(), LoopError> {
+        for (name, subscribers) in self.waiting.drain(..) {
+            let outcome = outcome.clone();
+            let on_death = move |e: LoopError| outcome.end(Ending::Failed(e.to_string()));
+            self.loops
+                .push(EventLoop::spawn(name, subscribers, on_death)?);
+        }
+        Ok(())
+    }
+
     /// Stops the event loops, once no vCPU runs any more, and tells the state of all
     /// devices in the order of their windows.
     pub fn freeze(&mut self) -> Result<Vec<TransportState>, Unsaved> {
@@ -102,8 +116,7 @@ pub struct Unsaved {
 pub struct Slots {
     transports: Vec<Arc<MmioTransport>>,
     windows: Vec<MmioDevice>,
-    /// Loop name and what runs on it.
-    loops: Vec<(&'static str, Vec<Subscriber>)>,
+    loops: Vec<NamedLoop>,
 }
 
 impl Slots {
@@ -185,20 +198,15 @@ impl Slots {
         Ok(())
     }
 
-    /// Starts the event loops. One that dies ends the machine.
-    pub fn finish(self, outcome: &Arc<Outcome>) -> Result<(Bus, Devices), SlotsError> {
+    /// The bus that the devices are on, and the devices themselves.
+    pub fn finish(self) -> Result<(Bus, Devices), SlotsError> {
         let mut bus = Bus::default();
         for (transport, window) in self.transports.iter().zip(&self.windows) {
             bus.insert(window.base, MMIO_WINDOW, transport.clone())?;
         }
-        let mut loops = Vec::new();
-        for (name, subscribers) in self.loops {
-            let outcome = outcome.clone();
-            let on_death = move |e: LoopError| outcome.end(Ending::Failed(e.to_string()));
-            loops.push(EventLoop::spawn(name, subscribers, on_death)?);
-        }
         let devices = Devices {
-            loops,
+            loops: Vec::new(),
+            waiting: self.loops,
             transports: self.transports,
         };
         Ok((bus, devices))

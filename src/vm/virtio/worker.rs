@@ -1,6 +1,7 @@
 //! The device behind a transport, as its event loop sees it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use serde::{Deserialize, Serialize};
@@ -46,21 +47,30 @@ impl Worker {
 
     /// The driver set DRIVER_OK. On failure DEVICE_NEEDS_RESET is set.
     pub(super) fn activate(&mut self, active: Active) {
-        let ready: Vec<bool> = active.queues.iter().map(Queue::ready).collect();
+        let waiting: Vec<bool> = active
+            .queues
+            .iter()
+            .map(|q| is_waiting(q, &active))
+            .collect();
         if self.deaf {
-            return self.fail(&DeviceError::Host {
-                what: "watching its events",
-                source: std::io::Error::other("refused when the machine was built"),
-            });
+            return self.fail_deaf();
         }
         if let Err(error) = self.device.activate(active) {
             return self.fail(&error);
         }
         self.active = true;
-        // A notification that came before DRIVER_OK was dropped: look once.
-        for (eventfd, _) in self.notify.iter().zip(ready).filter(|(_, ready)| *ready) {
+        // A notification that came before DRIVER_OK, or before the machine was
+        // frozen, was dropped: look once where there is something.
+        for (eventfd, _) in self.notify.iter().zip(waiting).filter(|(_, waits)| *waits) {
             let _ = eventfd.write(1);
         }
+    }
+
+    fn fail_deaf(&mut self) {
+        self.fail(&DeviceError::Host {
+            what: "watching its events",
+            source: std::io::Error::other("refused when the event loop started"),
+        });
     }
 
     /// Drops whatever the driver has given to the device.
@@ -179,7 +189,18 @@ impl MutEventSubscriber for Worker {
             log::error!("{}: {}", self.device.name(), chain(&error));
             self.deaf = true;
         }
+        // The guest may have been faster.
+        if self.deaf && self.active {
+            self.fail_deaf();
+        }
     }
+}
+
+/// Whether the driver has added to a queue what the device has not taken. If that
+/// cannot be told, the device shall find out.
+fn is_waiting(queue: &Queue, active: &Active) -> bool {
+    let added = queue.avail_idx(&active.memory, Ordering::Acquire);
+    queue.ready() && added.map_or(true, |added| added.0 != queue.next_avail())
 }
 
 /// An error and its sources in one line.

@@ -190,6 +190,26 @@ fn impossible_queues_of_a_device_are_refused_when_it_is_built() {
 }
 
 #[test]
+fn an_empty_queue_is_not_looked_at() {
+    let bench = Bench::new();
+    let mut manager = bench.event_manager();
+    let queue = bench.good_queue();
+    let emptied = GuestQueue::new(&bench.memory, 0x1000, 16);
+    assert_eq!(emptied.desc_table(), queue.desc);
+    bench.start(&queue);
+    assert_eq!(manager.run_with_timeout(0).unwrap(), 0);
+}
+
+#[test]
+fn a_device_that_cannot_register_later_needs_a_reset() {
+    let bench = Bench::with(|probe| probe.fail_register = true);
+    bench.start(&bench.good_queue());
+    assert_eq!(bench.status(), CONFIGURING | DRIVER_OK);
+    let _manager = bench.event_manager();
+    assert_ne!(bench.status() & NEEDS_RESET, 0);
+}
+
+#[test]
 fn a_device_that_could_not_register_is_never_activated() {
     let bench = Bench::with(|probe| probe.fail_register = true);
     let _manager = bench.event_manager();

@@ -183,8 +183,10 @@ impl Bench {
         self.set_status(CONFIGURING | DRIVER_OK);
     }
 
+    /// A queue with one chain, which nobody has taken.
     fn good_queue(&self) -> QueueRegisters {
-        let queue = GuestQueue::new(&self.memory, 0x1000, 16);
+        let mut queue = GuestQueue::new(&self.memory, 0x1000, 16);
+        queue.add(&[(0x8000, 1, 0)]);
         QueueRegisters {
             size: 16,
             ready: true,
