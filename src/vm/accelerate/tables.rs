@@ -29,12 +29,15 @@ pub(super) fn is_absent(old: u64) -> bool {
     old & PRESENT == 0
 }
 
-/// Learns the tables below the root at `cr3`, unless they are known.
-pub(super) fn learn_root(ram: &mut Ram, cr3: u64) {
+/// Learns the tables below the root at `cr3`, unless they are known. True if there
+/// is a new one.
+pub(super) fn learn_root(ram: &mut Ram, cr3: u64) -> bool {
     let frame = (cr3 & ADDRESS) / PAGE;
-    if ram.marks(frame) & LEVEL != ROOT {
+    let new = ram.marks(frame) & LEVEL != ROOT;
+    if new {
         learn(ram, frame, ROOT);
     }
+    new
 }
 
 /// `frame` is a table of `level`, and so are those that it points to.
@@ -49,14 +52,17 @@ fn learn(ram: &mut Ram, frame: u64, level: u8) {
     }
 }
 
-/// The entry at `address`, in a table of `level`, has been changed.
-pub(super) fn learn_entry(ram: &mut Ram, address: u64, level: u8) {
+/// The entry at `address`, in a table of `level`, has been changed. True if it
+/// points to a new table.
+pub(super) fn learn_entry(ram: &mut Ram, address: u64, level: u8) -> bool {
     let Some(child) = child(ram, address, level) else {
-        return;
+        return false;
     };
-    if ram.marks(child) & LEVEL != level - 1 {
+    let new = ram.marks(child) & LEVEL != level - 1;
+    if new {
         learn(ram, child, level - 1);
     }
+    new
 }
 
 /// The table that the entry at `address` of a table of `level` points to.

@@ -96,10 +96,14 @@ impl Translator {
 
     /// Before KVM may use the tables: learns those that were added.
     pub fn settle(&mut self) {
+        let mut new = tables::learn_root(&mut self.ram, self.root);
         for (address, level) in self.changed.drain(..) {
-            tables::learn_entry(&mut self.ram, address, level);
+            new |= tables::learn_entry(&mut self.ram, address, level);
         }
-        tables::learn_root(&mut self.ram, self.root);
+        if new {
+            // From now on writes to them have to be seen.
+            self.writes.fill(NOTHING);
+        }
     }
 
     /// KVM is going to execute an instruction that writes to `linear`.
