@@ -5,6 +5,8 @@
 //! and is undone by `Drop`.
 
 mod frozen;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::fs::File;
 use std::os::fd::BorrowedFd;

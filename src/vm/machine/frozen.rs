@@ -55,6 +55,24 @@ impl Machine {
     }
 }
 
+impl Machine {
+    /// Writes the machine, whose vCPUs these are and run no more.
+    fn write(&mut self, vcpus: Vec<VcpuFd>, folder: BorrowedFd) -> Result<(), SnapshotError> {
+        let vcpus = cpu::save(&self.vm, vcpus, &self.context).map_err(unsaved)?;
+        let chips = self.vm.chips()?;
+        let devices = self.devices.freeze().map_err(SnapshotError::from)?;
+        let memory = &self.context.memory;
+        let state = MachineState {
+            host: self.host,
+            mem_size_mib: memory::size_mib(memory),
+            vcpus,
+            chips,
+            devices,
+        };
+        snapshot::write(folder, memory, state)
+    }
+}
+
 /// vCPUs and what KVM emulates beside them, in the order in which they depend on
 /// each other.
 fn restore_kvm(
@@ -113,19 +131,7 @@ impl RunningMachine {
             });
         }
         let vcpus = self.pause()?;
-        let machine = &mut self.machine;
-        let vcpus = cpu::save(&machine.vm, vcpus, &machine.context).map_err(unsaved)?;
-        let chips = machine.vm.chips()?;
-        let devices = machine.devices.freeze().map_err(SnapshotError::from)?;
-        let memory = &machine.context.memory;
-        let state = MachineState {
-            host: machine.host,
-            mem_size_mib: memory::size_mib(memory),
-            vcpus,
-            chips,
-            devices,
-        };
-        snapshot::write(folder, memory, state)
+        self.machine.write(vcpus, folder)
     }
 
     /// Takes the vCPUs off their threads.
@@ -159,3 +165,6 @@ fn unsaved(error: SaveError) -> SnapshotError {
         SaveError::Cpu(source) => SnapshotError::Cpu(source),
     }
 }
+
+#[cfg(test)]
+mod tests;

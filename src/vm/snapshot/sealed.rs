@@ -24,7 +24,8 @@ pub(super) fn seal(value: &impl Serialize) -> Result<Vec<u8>, postcard::Error> {
     Ok(frame(&postcard::to_allocvec(value)?))
 }
 
-fn frame(value: &[u8]) -> Vec<u8> {
+/// The bytes of a file that holds a value of this encoding.
+pub(super) fn frame(value: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(FIXED_LEN + CHECKSUM_LEN + value.len());
     bytes.extend(MAGIC);
     bytes.extend(FORMAT_VERSION.to_le_bytes());
