@@ -155,3 +155,6 @@ fn damaged(file: &'static str, what: &str) -> SnapshotError {
         what: what.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests;

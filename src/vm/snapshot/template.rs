@@ -29,7 +29,7 @@ pub(crate) struct MachineState {
 
 /// What the file `state` holds.
 #[derive(Debug, Serialize, Deserialize)]
-struct Saved {
+pub(super) struct Saved {
     memory: MemoryRecord,
     machine: MachineState,
 }

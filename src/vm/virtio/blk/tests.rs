@@ -11,6 +11,7 @@ use super::*;
 use crate::spec::DriveSpec;
 use crate::virtio::device::{Active, Device};
 use crate::virtio::interrupt::Interrupt;
+use crate::virtio::state::DeviceState;
 use crate::virtio::testing::{Buffer, GuestQueue, WRITE, memory};
 
 const RAM_LEN: u64 = 1 << 20;
@@ -467,6 +468,20 @@ fn a_failing_host_is_an_io_error() {
     let mut guest = Guest::with(file, false, 0);
     assert!(!feature(&guest.blk, 13));
     assert_eq!(guest.request(OUT, 0, (DATA, 512, 0)), (IOERR, 1));
+}
+
+#[test]
+fn only_the_same_drive_takes_over_a_saved_state() {
+    let blk = |sectors: u64| {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(sectors * 512).unwrap();
+        let read_only = true;
+        Blk::new(0, DriveSpec { file, read_only }).unwrap()
+    };
+    let state = blk(64).freeze().unwrap();
+    assert!(blk(64).thaw(state.clone()).is_ok());
+    assert!(blk(65).thaw(state).is_err());
+    assert!(blk(64).thaw(DeviceState::Rng).is_err());
 }
 
 proptest! {

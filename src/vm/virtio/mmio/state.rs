@@ -45,27 +45,27 @@ impl StateError {
 /// Registers, queues and interrupt of one transport, and its device's state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransportState {
-    device_id: u32,
-    status: u32,
-    device_features_sel: u32,
-    driver_features_sel: u32,
-    driver_features: u64,
-    queue_sel: u32,
-    queues: Vec<QueueState>,
-    interrupt_status: u32,
-    config_generation: u32,
-    device: DeviceState,
+    pub(super) device_id: u32,
+    pub(super) status: u32,
+    pub(super) device_features_sel: u32,
+    pub(super) driver_features_sel: u32,
+    pub(super) driver_features: u64,
+    pub(super) queue_sel: u32,
+    pub(super) queues: Vec<QueueState>,
+    pub(super) interrupt_status: u32,
+    pub(super) config_generation: u32,
+    pub(super) device: DeviceState,
 }
 
 /// Registers of a queue, and how far the device is in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct QueueState {
-    size: u32,
-    ready: bool,
-    desc: u64,
-    driver: u64,
-    device: u64,
-    position: Position,
+pub(super) struct QueueState {
+    pub(super) size: u32,
+    pub(super) ready: bool,
+    pub(super) desc: u64,
+    pub(super) driver: u64,
+    pub(super) device: u64,
+    pub(super) position: Position,
 }
 
 impl MmioTransport {

@@ -2,6 +2,7 @@
 
 mod client;
 mod files;
+mod frozen;
 mod hostile;
 mod limits;
 mod session;

@@ -1,6 +1,7 @@
 //! The transport through the eyes of a driver.
 
 mod driver;
+mod frozen;
 mod hostile;
 
 use super::super::state::DeviceState;

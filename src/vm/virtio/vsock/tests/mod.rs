@@ -2,6 +2,7 @@
 //! streams.
 
 mod closing;
+mod frozen;
 mod guest;
 mod hostile;
 mod streams;
