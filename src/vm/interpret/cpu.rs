@@ -32,7 +32,7 @@ pub(super) struct Cpu {
     pub(super) system: u64,
     /// Where a branch that was taken leads.
     pub(super) target: u64,
-    /// Instructions left of the budget.
+    /// Instructions left of the budget, at the last branch.
     pub(super) left: u64,
 }
 

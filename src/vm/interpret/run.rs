@@ -50,33 +50,40 @@ impl<M: Memory> Vm<'_, M> {
             let base = rip & !OFFSET;
             self.cpu.set_register(CODE_PAGE, base);
             let (page, mut at) = code.block(frame, bytes, (rip & OFFSET) as u16);
+            let ops = page.ops.as_slice();
             loop {
-                let op = &page.ops[at];
-                if self.cpu.left == 0 {
-                    return (Stop::Budget, base.wrapping_add(u64::from(op.at)));
-                }
-                self.cpu.left -= 1;
-                match handlers[usize::from(op.handler)](self, op) {
-                    Flow::Next => at += 1,
-                    Flow::Jump => {
-                        rip = self.cpu.target;
-                        if rip & !OFFSET != base {
-                            continue 'page;
-                        }
-                        match page.find((rip & OFFSET) as u16) {
-                            Some(found) => at = found,
-                            None => continue 'page,
-                        }
+                // The budget is brought up to date once for instructions in a row.
+                let first = at;
+                let limit = usize::try_from(self.cpu.left).unwrap_or(usize::MAX);
+                let (op, flow) = loop {
+                    let op = &ops[at];
+                    at += 1;
+                    if at - first > limit {
+                        self.cpu.left = 0;
+                        return (Stop::Budget, base.wrapping_add(u64::from(op.at)));
                     }
-                    flow => {
-                        let op = *op;
-                        match self.unusual(code, base, &op, flow) {
-                            Ok(next) => rip = next,
-                            Err(stopped) => return stopped,
-                        }
-                        continue 'page;
+                    let flow = handlers[usize::from(op.handler)](self, op);
+                    if flow != Flow::Next {
+                        break (op, flow);
                     }
+                };
+                self.cpu.left = self.cpu.left.saturating_sub((at - first) as u64);
+                if flow == Flow::Jump {
+                    rip = self.cpu.target;
+                    if rip & !OFFSET == base
+                        && let Some(found) = page.find((rip & OFFSET) as u16)
+                    {
+                        at = found;
+                        continue;
+                    }
+                    continue 'page;
                 }
+                let op = *op;
+                match self.unusual(code, base, &op, flow) {
+                    Ok(next) => rip = next,
+                    Err(stopped) => return stopped,
+                }
+                continue 'page;
             }
         }
     }

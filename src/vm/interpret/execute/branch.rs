@@ -47,7 +47,7 @@ fn direct<M: Memory>(vm: &Vm<M>, op: &Op) -> u64 {
 
 /// No instruction: code goes on elsewhere in the cache.
 pub(in super::super) fn link<M: Memory>(vm: &mut Vm<M>, op: &Op) -> Flow {
-    vm.cpu.left += 1;
+    vm.cpu.left = vm.cpu.left.saturating_add(1);
     vm.cpu.target = vm.cpu.next(op);
     Flow::Jump
 }
