@@ -47,39 +47,59 @@ fn memory() {
     assert!((225 << 10..256 << 10).contains(&kib), "{kib} KiB");
 }
 
-#[test]
-fn trace_has_the_milestones_in_order() {
-    let (_, trace) = shaped();
+/// The milestones `expected` are in `trace`, in this order.
+fn has_milestones(trace: &Value, expected: &[&str]) {
     let events = trace["traceEvents"].as_array().unwrap().iter();
     let instants = events.filter(|e| e["ph"] == "i");
     let (names, times): (Vec<_>, Vec<_>) = instants
         .map(|e| (e["name"].as_str().unwrap(), e["ts"].as_f64().unwrap()))
         .unzip();
     let mut at = names.iter();
-    for milestone in [
+    for milestone in expected {
+        assert!(at.any(|name| name == milestone), "{milestone}: {names:?}");
+    }
+    assert!(times.is_sorted(), "{times:?}");
+}
+
+#[test]
+fn trace_has_the_milestones_in_order() {
+    let (_, trace) = shaped();
+    let expected = [
         "bundle read",
+        "template found",
         "vm made",
-        "machine built",
+        "machine restored",
         "first instruction",
         "agent ready",
         "container created",
         "container started",
         "container exited",
         "machine stopped",
-    ] {
-        assert!(at.any(|name| *name == milestone), "{milestone}: {names:?}");
-    }
-    assert!(times.is_sorted(), "{times:?}");
+    ];
+    has_milestones(trace, &expected);
 }
 
 #[test]
 fn a_bundle_alone_is_run_and_pvh_boots() {
     let bundle = Bundle::shell("echo short");
     let path = bundle.path().to_str().unwrap();
-    let run = Launch::vmrun(&[path, "--boot-protocol", "pvh"])
+    let trace = bundle.path().join("trace.json");
+    let run = Launch::vmrun(&[path, "--boot-protocol", "pvh", "--trace"])
+        .arg(&trace)
         .finish()
         .success();
     assert_eq!(run.out(), "short\n");
+    let text = fs::read_to_string(&trace).unwrap();
+    let expected = [
+        "bundle read",
+        "vm made",
+        "kernel loaded",
+        "machine built",
+        "first instruction",
+        "agent ready",
+        "machine stopped",
+    ];
+    has_milestones(&serde_json::from_str(&text).unwrap(), &expected);
 }
 
 #[test]

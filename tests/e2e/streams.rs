@@ -113,7 +113,7 @@ fn a_large_stream_keeps_its_bytes_and_memory_stays_flat() {
     let len = stream_len();
     let bundle = Bundle::program(&["cat"]);
     let (mut reader, writer) = pipe().unwrap();
-    let launch = Runtime::Vmrun.launch_with(&bundle, &["--memory", "96m"]);
+    let launch = Runtime::Vmrun.launch_with(&bundle, &["--memory", "128m"]);
     let launch = launch.limit(1 + (len / (16 * MIB)) as u32);
     let mut running = launch.open_stdin().stdout(writer).start();
     // The first bytes back: the container is there, and all that it needs.
@@ -122,7 +122,7 @@ fn a_large_stream_keeps_its_bytes_and_memory_stays_flat() {
     let mut first = [0];
     reader.read_exact(&mut first).unwrap();
     let pid = running.pid();
-    let resident = move || resident_without_guest_kib(pid, 96 * MIB);
+    let resident = move || resident_without_guest_kib(pid, 128 * MIB);
     let before_kib = resident().expect("memory of the guest");
 
     let checker = std::thread::spawn({

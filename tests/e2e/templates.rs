@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::harness::{Bundle, Finished, Launch, Runtime, TEMPLATE_DIR, template_dir};
@@ -22,14 +22,16 @@ struct Place(TempDir);
 
 impl Place {
     fn empty() -> Self {
-        Self(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap())
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        Self(folder)
     }
 
     /// With a copy of the template that all tests share.
     fn with_template() -> Self {
         let place = Self::empty();
-        let launch = Launch::vmrun(&["template", "list", "--format", "json"]);
-        let rows: Value = serde_json::from_slice(&launch.finish().success().stdout).unwrap();
+        let list = Launch::vmrun(&["template", "list", "--format", "json"]).no_machine();
+        let rows: Value = serde_json::from_slice(&list.finish().success().stdout).unwrap();
         let fits = |row: &&Value| row["memoryMiB"] == 128 && row["stale"].is_null();
         let row = rows.as_array().unwrap().iter().find(fits);
         let key = row.expect("the shared template")["key"].as_str().unwrap();
@@ -45,9 +47,10 @@ impl Place {
         self.0.path()
     }
 
-    /// `vmrun template WORDS`.
+    /// `vmrun template WORDS`, which start no machine.
     fn template(&self, words: &[&str]) -> Finished {
-        self.on(Launch::vmrun(&["template"]).args(words)).finish()
+        let launch = Launch::vmrun(&["template"]).args(words);
+        self.on(launch.no_machine()).finish()
     }
 
     fn list(&self) -> Vec<Value> {
@@ -100,8 +103,10 @@ fn mode(path: &Path) -> u32 {
 fn made_on_first_need_without_anything_of_the_container() {
     const MARK: &str = "a tenant's secret 5f1c09e7";
     let place = Place::empty();
-    let bundle = Bundle::program(&["/bin/sh", "-c", "cat /file; echo $SECRET", MARK])
-        .with("/process/env/2", format!("SECRET={MARK}").into());
+    let bundle = Bundle::program(&["/bin/sh", "-c", "cat /file; echo $SECRET", MARK]).with(
+        "/process/env",
+        json!(["PATH=/bin", format!("SECRET={MARK}")]),
+    );
     fs::write(bundle.rootfs().join("file"), format!("{MARK}\n")).unwrap();
     let first = place.launch(&bundle).env("SECRET", MARK).finish().success();
     assert_eq!(first.err(), MAKING);
@@ -145,8 +150,13 @@ fn memchr(haystack: &[u8], needle: &[u8]) -> bool {
 #[test]
 fn several_starts_at_once_make_one() {
     let place = Place::empty();
-    let bundles = [echo(), echo()];
-    let running = bundles.each_ref().map(|b| place.launch(b).limit(4).start());
+    let bundles = [echo(), echo(), echo()];
+    let [first, second, third] = bundles.each_ref().map(|b| place.launch(b).limit(4));
+    let running = [
+        first.two_machines().start(),
+        second.no_machine().start(),
+        third.no_machine().start(),
+    ];
     let finished = running.map(|running| running.finish().success());
     let errors: String = finished.iter().map(Finished::err).collect();
     assert_eq!(errors.matches(MAKING).count(), 1, "{errors}");
@@ -192,9 +202,7 @@ fn removed_while_a_container_of_it_runs() {
     running.wait_for("ready");
     let key = place.only();
     let key = key.file_name().unwrap().to_str().unwrap();
-    // Needs no machine.
-    let removed = place.on(Launch::new(crate::harness::vmrun()).args(["template", "rm", key]));
-    removed.finish().success();
+    place.template(&["rm", key]).success();
     assert!(!place.path().join(key).exists());
     running.write(b"go\n");
     let run = running.finish().success();

@@ -117,6 +117,12 @@ impl Launch {
         self
     }
 
+    /// Counts as none: for what starts no machine, or is counted with another.
+    pub fn no_machine(mut self) -> Self {
+        self.machines = 0;
+        self
+    }
+
     /// Gives time for that many runs.
     pub fn limit(mut self, runs: u32) -> Self {
         self.limit = LIMIT + LIMIT / 4 * runs.saturating_sub(1);

@@ -71,7 +71,7 @@ fn a_removal_that_is_killed_is_finished_by_prune() {
         assert_eq!(place.left_overs().len(), left);
     }
     place.template(&["prune"]).success();
-    assert_eq!(place.names(), ["digests"]);
+    assert_eq!(place.names(), [""; 0]);
 }
 
 #[test]
