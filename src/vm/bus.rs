@@ -65,6 +65,11 @@ impl Bus {
         }
     }
 
+    /// Whether a device claims the 4 bytes at `address`.
+    pub fn has(&self, address: u64) -> bool {
+        self.find(address, 4).is_some()
+    }
+
     /// The device that holds the whole access, and the offset in it.
     fn find(&self, address: u64, len: usize) -> Option<(u64, &dyn BusDevice)> {
         let (base, (range, device)) = self.ranges.range(..=address).next_back()?;

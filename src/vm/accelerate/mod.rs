@@ -24,6 +24,7 @@ mod bulk;
 mod entry;
 mod privileged;
 mod ram;
+mod segments;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -37,6 +38,7 @@ use kvm_bindings::{kvm_regs, kvm_sregs, kvm_vcpu_events};
 use kvm_ioctls::{SyncReg, VcpuFd};
 use vm_memory::GuestMemoryMmap;
 
+use crate::bus::Bus;
 use crate::emulate::{self, EmulateError, ring0_64};
 use crate::interpret::{self, CodeCache, State, Stop};
 use crate::profile::{self, Profile};
@@ -71,6 +73,7 @@ pub enum AccelerateError {
 /// See the module's text. One for each vCPU.
 pub struct Accelerator {
     memory: GuestMemoryMmap,
+    mmio: Arc<Bus>,
     translator: Translator,
     code: CodeCache,
     breakpoints: Breakpoints,
@@ -95,10 +98,12 @@ impl Accelerator {
     pub fn new(
         vcpu: &mut VcpuFd,
         memory: &GuestMemoryMmap,
+        mmio: Arc<Bus>,
         profile: Option<Arc<Profile>>,
     ) -> Option<Self> {
         emulate::shares_registers(vcpu).then(|| Self {
             memory: memory.clone(),
+            mmio,
             translator: Translator::new(Ram::new(memory)),
             code: CodeCache::new(),
             breakpoints: Breakpoints::default(),
@@ -138,7 +143,7 @@ impl Accelerator {
         if std::mem::take(&mut self.left_paging) {
             self.translator.flush();
         }
-        let shared = vcpu.sync_regs();
+        let mut shared = vcpu.sync_regs();
         if !ring0_64(&shared.sregs) || delivers(&shared.events) {
             return Ok(0);
         }
@@ -147,7 +152,7 @@ impl Accelerator {
             self.breakpoints.set_entry(entry);
         }
         let mut state = state(&shared.regs, &shared.sregs);
-        let next = self.interpret(vcpu, &mut state, &shared.sregs)?;
+        let next = self.interpret(vcpu, &mut state, &mut shared.sregs)?;
         self.translator.settle();
         store(vcpu, &state, shared.sregs);
         self.breakpoints.stop_at(vcpu, state.rip, next)?;
@@ -158,7 +163,7 @@ impl Accelerator {
         &mut self,
         vcpu: &mut VcpuFd,
         state: &mut State,
-        sregs: &kvm_sregs,
+        sregs: &mut kvm_sregs,
     ) -> Result<Next, AccelerateError> {
         let mut budget = BUDGET;
         loop {
@@ -245,8 +250,7 @@ fn store(vcpu: &mut VcpuFd, state: &State, mut sregs: kvm_sregs) {
         r14,
         r15,
     ] = state.gpr;
-    let gs_changed = sregs.gs.base != state.gs_base;
-    sregs.gs.base = state.gs_base;
+    (sregs.fs.base, sregs.gs.base) = (state.fs_base, state.gs_base);
     let shared = vcpu.sync_regs_mut();
     shared.regs = kvm_regs {
         rax,
@@ -268,9 +272,11 @@ fn store(vcpu: &mut VcpuFd, state: &State, mut sregs: kvm_sregs) {
         rip: state.rip,
         rflags: state.rflags,
     };
+    // Costs KVM more than the others.
+    let sregs_changed = shared.sregs != sregs;
     shared.sregs = sregs;
     vcpu.set_sync_dirty_reg(SyncReg::Register);
-    if gs_changed {
+    if sregs_changed {
         vcpu.set_sync_dirty_reg(SyncReg::SystemRegister);
     }
 }

@@ -7,6 +7,7 @@ use kvm_ioctls::VcpuFd;
 
 use super::bulk::bulk;
 use super::entry::load;
+use super::segments;
 use super::translate::Translator;
 use super::{AccelerateError, Accelerator, refused, store, tsc};
 use crate::emulate::{self, Bulk, Completed};
@@ -19,6 +20,8 @@ const RDX: usize = 2;
 const RFLAGS_TF: u64 = 1 << 8;
 const RFLAGS_RF: u64 = 1 << 16;
 const RFLAGS_VM: u64 = 1 << 17;
+const MSR_FS_BASE: u32 = 0xc000_0100;
+const MSR_GS_BASE: u32 = 0xc000_0101;
 const MSR_KERNEL_GS_BASE: u32 = 0xc000_0102;
 
 /// How KVM is to come back.
@@ -55,7 +58,7 @@ impl Accelerator {
         &mut self,
         vcpu: &mut VcpuFd,
         state: &mut State,
-        sregs: &kvm_sregs,
+        sregs: &mut kvm_sregs,
     ) -> Result<Option<Next>, AccelerateError> {
         let Some(bytes) = fetch(&mut self.translator, state.rip) else {
             return Ok(Some(Next::Entry));
@@ -69,6 +72,7 @@ impl Accelerator {
             let completed = emulate::complete_here(vcpu, &self.memory)?;
             let shared = vcpu.sync_regs();
             *state = super::state(&shared.regs, &shared.sregs);
+            *sregs = shared.sregs;
             return Ok(match completed {
                 Completed::Retired => None,
                 Completed::Raised(_) => Some(Next::Entry),
@@ -81,7 +85,7 @@ impl Accelerator {
         &mut self,
         vcpu: &VcpuFd,
         state: &mut State,
-        sregs: &kvm_sregs,
+        sregs: &mut kvm_sregs,
         decoded: &Instruction,
     ) -> Result<bool, AccelerateError> {
         match decoded.code() {
@@ -109,7 +113,7 @@ impl Accelerator {
             Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg | Code::Mov_rm16_Sreg
                 if decoded.op0_kind() == OpKind::Register =>
             {
-                let value = u64::from(selector(sregs, decoded.op1_register()));
+                let value = u64::from(segments::selector(sregs, decoded.op1_register()));
                 let target = &mut state.gpr[decoded.op0_register().number()];
                 *target = match decoded.op0_register().size() {
                     2 => *target & !0xffff | value,
@@ -122,6 +126,34 @@ impl Accelerator {
                     return Ok(false);
                 };
                 bulk(&mut self.translator, state, asked);
+            }
+            Code::Mov_Sreg_r32m16 | Code::Mov_Sreg_r64m16 | Code::Mov_Sreg_rm16
+                if decoded.op1_kind() == OpKind::Register =>
+            {
+                let source = value(state, sregs, decoded.op1_register().full_register());
+                let loaded = source.and_then(|source| {
+                    let target = decoded.op0_register();
+                    segments::load(&mut self.translator, state, sregs, target, source as u16)
+                });
+                if loaded.is_none() {
+                    return Ok(false);
+                }
+            }
+            Code::Wrmsr => {
+                let value = state.gpr[RDX] << 32 | state.gpr[RAX] & 0xffff_ffff;
+                match state.gpr[RCX] as u32 {
+                    // Not canonical: a fault.
+                    _ if (value << 16) as i64 >> 16 != value as i64 => return Ok(false),
+                    MSR_FS_BASE => state.fs_base = value,
+                    MSR_GS_BASE => state.gs_base = value,
+                    MSR_KERNEL_GS_BASE => {
+                        self.kernel_gs.swap(vcpu, value)?;
+                    }
+                    _ => return Ok(false),
+                }
+            }
+            Code::Mov_r32_rm32 | Code::Mov_rm32_r32 => {
+                return Ok(self.access_device(state, sregs, decoded));
             }
             Code::Iretq => return Ok(self.return_to_kernel(state, sregs)),
             _ => return Ok(false),
@@ -150,6 +182,39 @@ impl Accelerator {
         true
     }
 
+    /// Linux's readl() and writel() of a device of ours. What is behind other
+    /// addresses is for KVM to say.
+    fn access_device(
+        &mut self,
+        state: &mut State,
+        sregs: &kvm_sregs,
+        decoded: &Instruction,
+    ) -> bool {
+        let stores = decoded.op0_kind() == OpKind::Memory;
+        let (memory, register) = if stores {
+            (0, decoded.op1_register())
+        } else {
+            (1, decoded.op0_register())
+        };
+        let lookup = |register: Register, _, _| value(state, sregs, register);
+        let address = decoded
+            .virtual_address(memory, 0, lookup)
+            .and_then(|linear| self.translator.device(linear));
+        let Some(address) = address.filter(|address| self.mmio.has(*address)) else {
+            return false;
+        };
+        let value = &mut state.gpr[register.number()];
+        if stores {
+            self.mmio.write(address, &(*value as u32).to_le_bytes());
+        } else {
+            let mut data = [0; 4];
+            self.mmio.read(address, &mut data);
+            *value = u32::from_le_bytes(data).into();
+        }
+        state.rip = decoded.next_ip();
+        true
+    }
+
     /// Who comes back when, after KVM has executed `decoded`.
     fn leave(
         &mut self,
@@ -169,9 +234,8 @@ impl Accelerator {
             }
             // Wakes by an interrupt.
             Code::Hlt | Code::Sti => return Ok(Next::Entry),
-            Code::Wrmsr | Code::Rdmsr if state.gpr[RCX] as u32 == MSR_KERNEL_GS_BASE => {
+            Code::Rdmsr if state.gpr[RCX] as u32 == MSR_KERNEL_GS_BASE => {
                 self.kernel_gs.give_back(vcpu)?;
-                self.kernel_gs.forget();
             }
             Code::Invlpg_m | Code::Mov_cr_r64 | Code::Invpcid_r64_m128 => self.left_paging = true,
             _ => {}
@@ -219,17 +283,6 @@ fn value(state: &State, sregs: &kvm_sregs, register: Register) -> Option<u64> {
     }
 }
 
-fn selector(sregs: &kvm_sregs, register: Register) -> u16 {
-    match register {
-        Register::CS => sregs.cs.selector,
-        Register::DS => sregs.ds.selector,
-        Register::ES => sregs.es.selector,
-        Register::FS => sregs.fs.selector,
-        Register::GS => sregs.gs.selector,
-        _ => sregs.ss.selector,
-    }
-}
-
 /// What KVM's emulator lacks, and [`emulate`] has: no need to ask KVM first.
 fn is_fpu(code: Code) -> bool {
     matches!(
@@ -269,11 +322,6 @@ impl KernelGs {
             self.kvm = Some(self.now);
         }
         Ok(())
-    }
-
-    /// KVM's is going to change.
-    fn forget(&mut self) {
-        self.kvm = None;
     }
 }
 

@@ -83,6 +83,22 @@ impl Translator {
         self.writes.fill(NOTHING);
     }
 
+    /// The guest-physical address behind `linear`, if it is not RAM.
+    pub fn device(&self, linear: u64) -> Option<u64> {
+        let physical = self.walk(linear, Purpose::Read)?;
+        self.ram.page(physical / PAGE).is_none().then_some(physical)
+    }
+
+    /// Forgets translations of ring 3's addresses.
+    fn flush_user(&mut self) {
+        const USER_PAGES: u64 = 1 << (47 - 12);
+        for entry in self.reads.iter_mut().chain(self.writes.iter_mut()) {
+            if entry.page < USER_PAGES {
+                *entry = NOTHING;
+            }
+        }
+    }
+
     /// CR0 and CR3 as they are now. KVM may have changed them.
     pub fn set_mode(&mut self, cr0: u64, cr3: u64) {
         const CR0_WP: u64 = 1 << 16;
@@ -120,8 +136,10 @@ impl Translator {
 
     /// The entry that [`Self::leave_write`] told of has its new value.
     pub fn left_write(&mut self, (address, level): (u64, u8)) {
-        tables::learn_entry(&mut self.ram, address, level);
-        self.flush();
+        if tables::learn_entry(&mut self.ram, address, level) {
+            self.writes.fill(NOTHING);
+        }
+        self.flush_user();
     }
 
     /// Frames whose decoded code is no longer what they hold.

@@ -136,7 +136,10 @@ pub fn is_accelerated(host: HostKind, vcpu_count: u8) -> bool {
 fn accelerator(vcpu: &mut VcpuFd, context: &VcpuContext) -> Option<Accelerator> {
     let wanted = context.accelerate;
     wanted
-        .then(|| Accelerator::new(vcpu, &context.memory, context.profile.clone()))
+        .then(|| {
+            let (mmio, profile) = (context.mmio.clone(), context.profile.clone());
+            Accelerator::new(vcpu, &context.memory, mmio, profile)
+        })
         .flatten()
 }
 
