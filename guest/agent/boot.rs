@@ -2,7 +2,7 @@
 //! file system tree that containers are made from.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufReader, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -14,9 +14,10 @@ use vmrun_protocol::message::{Failure, Hello, Renewal, Report, Task, Welcome};
 use vmrun_protocol::{CONTROL_PORT, FS_TAG, STREAM_PORT, VERSION};
 
 use crate::prepared::Prepared;
+use crate::renewal::{self, Generator};
 use crate::root_fs::SHARE;
 use crate::serve::Channels;
-use crate::{inside, mounts, renewal, sys};
+use crate::{inside, mounts, sys};
 
 /// Stream connections that wait to be accepted while a container is made.
 const BACKLOG: i32 = 16;
@@ -81,21 +82,22 @@ pub fn boot() -> Result<(Channels, Option<Prepared>), BootError> {
     // No container process may look into this one, or at its file.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).tried("make undumpable")?;
     let listener = sys::vsock_listen(STREAM_PORT, BACKLOG).tried("listen on vsock")?;
+    let generator = Generator::open().tried("open /dev/urandom")?;
     let mut control = greet()?;
     own_root()?;
     share()?;
     let (control, prepared) = match welcome(&mut control)? {
         Task::Start(renewal) => {
-            renew(renewal)?;
+            renew(&generator, renewal)?;
             (control, None)
         }
         Task::Freeze => {
             let prepared = freeze(control, signals.as_fd())?;
-            (start_anew()?, Some(prepared))
+            (start_anew(&generator)?, Some(prepared))
         }
     };
     let channels = Channels {
-        control,
+        control: BufReader::new(control),
         listener,
         signals,
     };
@@ -126,8 +128,8 @@ fn welcome(control: &mut File) -> Result<Task, BootError> {
     Ok(welcome.task)
 }
 
-fn renew(renewal: Renewal) -> Result<(), BootError> {
-    renewal::apply(renewal).map_err(|(what, source)| BootError::System { what, source })
+fn renew(generator: &Generator, renewal: Renewal) -> Result<(), BootError> {
+    renewal::apply(generator, renewal).map_err(|(what, source)| BootError::System { what, source })
 }
 
 /// Prepares what is the same for every container, and stops: the machine is saved
@@ -140,7 +142,8 @@ fn freeze(mut control: File, signals: BorrowedFd<'_>) -> Result<Prepared, BootEr
     Prepared::make(true).map_err(BootError::Prepare)?.discard();
     let _ = statat(CWD, format!("/{SHARE}/{NO_EXPORT}"), AtFlags::empty());
     let prepared = Prepared::make(true).map_err(BootError::Prepare)?;
-    sys::drain_signals(signals);
+    sys::take_signal(signals);
+    sys::populate_memory().tried("populate memory")?;
     // The kernel gets time for what it has put off, so that it is done once and not
     // in every machine made from this one.
     std::thread::sleep(SETTLE);
@@ -153,10 +156,10 @@ fn freeze(mut control: File, signals: BorrowedFd<'_>) -> Result<Prepared, BootEr
 }
 
 /// The first steps in a machine made from a template.
-fn start_anew() -> Result<File, BootError> {
+fn start_anew(generator: &Generator) -> Result<File, BootError> {
     let mut control = greet()?;
     match welcome(&mut control)? {
-        Task::Start(renewal) => renew(renewal)?,
+        Task::Start(renewal) => renew(generator, renewal)?,
         Task::Freeze => return Err(BootError::FrozenTwice),
     }
     Ok(control)

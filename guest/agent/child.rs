@@ -6,17 +6,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::io::Errno;
 use rustix::process::{ioctl_tiocsctty, setsid, umask};
-use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
+use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout, stderr, stdin, stdout};
 use vmrun_protocol::message::{Failure, Report, Stream};
 use vmrun_protocol::plan::{Bytes, ContainerPlan, namespace};
 
 use crate::failure::{Named, quoted, setup};
-use crate::remainder::{self, Left};
 use crate::root_fs::RootFs;
-use crate::steps::{self, Step};
+use crate::steps::Step;
 use crate::terminal::Terminal;
 use crate::users::{self, Ids};
-use crate::{credentials, handshake, program, sys, usual};
+use crate::{credentials, handshake, program, sys};
 
 /// The container's ends of the pipes; none with a terminal.
 pub type Pipes = Vec<(Stream, OwnedFd)>;
@@ -36,6 +35,7 @@ pub fn run(plan: &ContainerPlan, steps: &[Step<'_>], handshake: &OwnedFd, pipes:
             }
         }
         let mut child = Child::new(pipes)?;
+        credentials::leave_groups()?;
         steps.iter().try_for_each(|step| child.carry_out(step))?;
         child.ready(handshake)
     };
@@ -43,45 +43,8 @@ pub fn run(plan: &ContainerPlan, steps: &[Step<'_>], handshake: &OwnedFd, pipes:
     finish(plan, handshake, home)
 }
 
-/// As [`run`], for a process that is made ahead: carries out the steps `prepared`
-/// and waits for the plan. It gets two, the first one for practice.
-pub fn prepare(prepared: &[Step<'_>], handshake: &OwnedFd, pipes: &Pipes) -> ! {
-    let handshake = handshake.as_fd();
-    let mut buffer = vec![0; handshake::PLAN_MAX_BYTES];
-    let mut receive = || match handshake::await_plan(handshake, &mut buffer) {
-        Ok(Some(plan)) => Ok(plan),
-        Ok(None) => sys::exit_now(1),
-        Err(errno) => Err(setup("receive the plan", errno)),
-    };
-    let mut make_ready = || {
-        let mut child = Child::new(pipes)?;
-        child.root_fs.prepare()?;
-        prepared.iter().try_for_each(|step| child.carry_out(step))?;
-        child.bound(usual::BOUNDING)?;
-        let practice = receive()?;
-        drop(remainder::left(prepared, &steps::steps(&practice)?));
-        handshake::tell(handshake, &Report::Created, &[]).named(|| "report to the agent")?;
-        Ok(child)
-    };
-    let ready = make_ready();
-    let plan = receive();
-    let (mut child, plan) = match (ready, plan) {
-        (Ok(child), Ok(plan)) => (child, plan),
-        (Err(failure), _) | (_, Err(failure)) => fail(handshake, failure),
-    };
-    let set_up = || {
-        let steps = steps::steps(&plan)?;
-        let left = remainder::left(prepared, &steps);
-        left.iter()
-            .try_for_each(|left| child.carry_out_left(left))?;
-        child.ready(handshake)
-    };
-    let home = set_up();
-    finish(&plan, handshake, home)
-}
-
 /// Runs the program when the agent says so. `home` is what [`Child::ready`] gave.
-fn finish(
+pub fn finish(
     plan: &ContainerPlan,
     handshake: BorrowedFd<'_>,
     home: Result<Option<Bytes>, Failure>,
@@ -97,15 +60,16 @@ fn finish(
     fail(handshake, failure)
 }
 
-fn fail(handshake: BorrowedFd<'_>, failure: Failure) -> ! {
+pub fn fail(handshake: BorrowedFd<'_>, failure: Failure) -> ! {
     let _ = handshake::tell(handshake, &Report::Failed(failure), &[]);
     sys::exit_now(1)
 }
 
 /// The process while it sets itself up.
-struct Child<'p> {
-    pipes: &'p Pipes,
-    root_fs: RootFs,
+pub struct Child<'p> {
+    pipes: &'p [(Stream, OwnedFd)],
+    /// Its file system tree.
+    pub root_fs: RootFs,
     terminal: Option<Terminal>,
     ids: Ids,
     home: Option<Bytes>,
@@ -115,7 +79,8 @@ struct Child<'p> {
 
 impl<'p> Child<'p> {
     /// Called by the new process itself, in its namespaces.
-    fn new(pipes: &'p Pipes) -> Result<Self, Failure> {
+    pub fn new(pipes: &'p [(Stream, OwnedFd)]) -> Result<Self, Failure> {
+        sys::restore_signals().named(|| "signals")?;
         // Modes of nodes and folders are given in full.
         umask(Mode::empty());
         Ok(Self {
@@ -130,8 +95,7 @@ impl<'p> Child<'p> {
 
     /// Everything is done but to run the program: tells the agent. Returns the
     /// user's home folder where `env` says nothing about it.
-    fn ready(mut self, handshake: BorrowedFd<'_>) -> Result<Option<Bytes>, Failure> {
-        sys::restore_signals().named(|| "signals")?;
+    pub fn ready(mut self, handshake: BorrowedFd<'_>) -> Result<Option<Bytes>, Failure> {
         let terminal = self.terminal.as_ref();
         let handles = terminal.map(|t| [t.master.as_fd(), t.slave.as_fd()]);
         let handles = handles.as_ref().map_or(&[][..], |both| both);
@@ -142,23 +106,15 @@ impl<'p> Child<'p> {
         Ok(home)
     }
 
-    fn carry_out_left(&mut self, left: &Left<'_>) -> Result<(), Failure> {
-        match left {
-            Left::Unmount(path) => self.root_fs.unmount_prepared(path),
-            Left::Remove(path) => self.root_fs.remove_prepared(path),
-            Left::Attributes { path, flags } => self.root_fs.set_prepared_attributes(path, *flags),
-            Left::Move(mount) => self.root_fs.move_prepared(mount),
-            Left::Do(step) => self.carry_out(step),
-        }
-    }
-
-    fn bound(&mut self, kept: u64) -> Result<(), Failure> {
+    /// Drops all capabilities but `kept` from the bounding set.
+    pub fn bound(&mut self, kept: u64) -> Result<(), Failure> {
         credentials::bound(kept, self.bounding)?;
         self.bounding &= kept;
         Ok(())
     }
 
-    fn carry_out(&mut self, step: &Step<'_>) -> Result<(), Failure> {
+    /// Does one thing for the container.
+    pub fn carry_out(&mut self, step: &Step<'_>) -> Result<(), Failure> {
         let root_fs = &mut self.root_fs;
         match step {
             Step::Hostname(name) => {
@@ -190,7 +146,9 @@ impl<'p> Child<'p> {
             Step::RootPropagation(flags) => root_fs.propagate(*flags),
             Step::WorkingFolder(path) => root_fs.enter_working_folder(path),
             Step::RootReadonly => root_fs.make_readonly(),
-            Step::Session => self.new_session(),
+            Step::Session => setsid().map(drop).named(|| "session"),
+            Step::Pipes => put_pipes(self.pipes),
+            Step::TerminalStreams => self.put_terminal(),
             Step::FindUser(user) => {
                 self.ids = users::find(root_fs.root()?, user)?;
                 umask(Mode::from_raw_mode(user.umask.unwrap_or(0o022) & 0o777));
@@ -200,7 +158,7 @@ impl<'p> Child<'p> {
                 self.home = Some(users::home(root_fs.root()?, self.ids.uid)?);
                 Ok(())
             }
-            Step::StandardStreams => self.standard_streams(),
+            Step::OwnStreams => self.own_streams().named(|| "standard streams"),
             Step::Limit(limit) => sys::set_rlimit(limit.resource, limit.soft, limit.hard)
                 .named(|| format!("rlimit {}", limit.resource)),
             Step::BoundingSet(kept) => self.bound(*kept),
@@ -212,45 +170,42 @@ impl<'p> Child<'p> {
         }
     }
 
-    fn new_session(&self) -> Result<(), Failure> {
-        setsid().named(|| "session")?;
-        match &self.terminal {
-            Some(terminal) => ioctl_tiocsctty(&terminal.slave).named(|| "controlling terminal"),
-            None => Ok(()),
-        }
-    }
-
-    fn standard_streams(&self) -> Result<(), Failure> {
-        let what = || "standard streams";
-        if let Some(terminal) = &self.terminal {
-            self.give_to_user(terminal.slave.as_fd()).named(what)?;
-            dup2_stdin(&terminal.slave).named(what)?;
-            dup2_stdout(&terminal.slave).named(what)?;
-            return dup2_stderr(&terminal.slave).named(what);
-        }
-        for (stream, pipe) in self.pipes {
-            self.give_to_user(pipe.as_fd()).named(what)?;
-            match stream {
-                Stream::Stdin => dup2_stdin(pipe),
-                Stream::Stdout => dup2_stdout(pipe),
-                Stream::Stderr => dup2_stderr(pipe),
-                Stream::Terminal => Err(Errno::INVAL),
-            }
-            .named(what)?;
-        }
-        Ok(())
+    fn put_terminal(&self) -> Result<(), Failure> {
+        let missing = || setup("terminal", Errno::BADF);
+        let terminal = &self.terminal.as_ref().ok_or_else(missing)?.slave;
+        ioctl_tiocsctty(terminal).named(|| "controlling terminal")?;
+        let put = || {
+            dup2_stdin(terminal)?;
+            dup2_stdout(terminal)?;
+            dup2_stderr(terminal)
+        };
+        put().named(|| "standard streams")
     }
 
     /// Lets the user open /dev/stdout and kin again, and own the terminal.
-    fn give_to_user(&self, stream: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    fn own_streams(&self) -> rustix::io::Result<()> {
         if self.ids.uid == 0 {
             return Ok(());
         }
         let owner = Some(Uid::from_raw(self.ids.uid));
-        match rustix::fs::fchown(stream, owner, None::<Gid>) {
-            // A user namespace that does not own the pipe's file system.
-            Err(Errno::PERM | Errno::INVAL) => Ok(()),
-            other => other,
-        }
+        let streams = [stdin(), stdout(), stderr()];
+        streams.into_iter().try_for_each(|stream| {
+            match rustix::fs::fchown(stream, owner, None::<Gid>) {
+                // A user namespace that does not own the pipe's file system.
+                Err(Errno::PERM | Errno::INVAL) => Ok(()),
+                other => other,
+            }
+        })
     }
+}
+
+/// Puts the container's ends of its pipes on 0, 1 and 2.
+pub fn put_pipes(pipes: &[(Stream, OwnedFd)]) -> Result<(), Failure> {
+    let put = |(stream, pipe): &(Stream, OwnedFd)| match stream {
+        Stream::Stdin => dup2_stdin(pipe),
+        Stream::Stdout => dup2_stdout(pipe),
+        Stream::Stderr => dup2_stderr(pipe),
+        Stream::Terminal => Err(Errno::INVAL),
+    };
+    pipes.iter().try_for_each(put).named(|| "standard streams")
 }

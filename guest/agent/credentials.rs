@@ -32,17 +32,32 @@ pub fn bound(kept: u64, present: u64) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Takes on the ids. The permitted capabilities stay, to be set after.
+/// Leaves all additional groups.
+pub fn leave_groups() -> Result<(), Failure> {
+    set_groups(&[])
+}
+
+fn set_groups(groups: &[Gid]) -> Result<(), Failure> {
+    set_thread_groups(groups).named(|| "additional groups")
+}
+
+/// Takes on the ids, from root's without additional groups. The permitted
+/// capabilities stay, to be set after.
 pub fn become_user(ids: &Ids) -> Result<(), Failure> {
+    if !ids.groups.is_empty() {
+        let groups: Vec<_> = ids.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+        set_groups(&groups)?;
+    }
+    if ids.gid != 0 {
+        let gid = Gid::from_raw(ids.gid);
+        set_thread_res_gid(gid, gid, gid).named(|| format!("group {}", ids.gid))?;
+    }
     if ids.uid != 0 {
         set_keep_capabilities(true).named(|| "keep capabilities")?;
+        let uid = Uid::from_raw(ids.uid);
+        set_thread_res_uid(uid, uid, uid).named(|| format!("user {}", ids.uid))?;
     }
-    let groups: Vec<_> = ids.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
-    set_thread_groups(&groups).named(|| "additional groups")?;
-    let gid = Gid::from_raw(ids.gid);
-    set_thread_res_gid(gid, gid, gid).named(|| format!("group {}", ids.gid))?;
-    let uid = Uid::from_raw(ids.uid);
-    set_thread_res_uid(uid, uid, uid).named(|| format!("user {}", ids.uid))
+    Ok(())
 }
 
 /// Sets all capability sets but the bounding one.

@@ -34,3 +34,4 @@ mod terminal;
 mod user_namespace;
 mod users;
 mod usual;
+mod waiting;

@@ -15,7 +15,7 @@ use crate::cgroup::Cgroup;
 use crate::container::{LocalEnds, pipes, reap};
 use crate::failure::{Named, setup};
 use crate::sys::{self, Cloned};
-use crate::{child, handshake, remainder, steps, usual};
+use crate::{handshake, remainder, steps, usual, waiting};
 
 /// The process, and what the agent holds of it.
 pub struct Prepared {
@@ -43,7 +43,7 @@ impl Prepared {
         let cgroup = cgroups.then(Cgroup::create).transpose()?;
         let group = cgroup.as_ref().map(|group| group.as_fd());
         let pid = match sys::clone3(flags, group).named(|| "new namespaces")? {
-            Cloned::Child => child::prepare(&steps, &child_end, &theirs),
+            Cloned::Child => waiting::run(&steps, &child_end, &theirs),
             Cloned::Parent(pid) => pid,
         };
         drop((theirs, child_end, steps));

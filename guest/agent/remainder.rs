@@ -42,11 +42,13 @@ pub enum Left<'p> {
 /// The steps of the usual plan that are carried out ahead.
 pub fn prepared(usual: &ContainerPlan) -> Result<Vec<Step<'_>>, Failure> {
     let mut steps = steps::steps(usual)?;
-    steps.retain(|step| is_lasting(step) || path(step).is_some());
+    // Every plan has a session, and a terminal takes the place of the pipes.
+    let harmless = |step: &Step<'_>| matches!(step, Step::Session | Step::Pipes);
+    steps.retain(|step| is_lasting(step) || harmless(step) || path(step).is_some());
     Ok(steps)
 }
 
-/// Steps that cannot be undone.
+/// Steps that cannot be undone, and that not every plan has.
 fn is_lasting(step: &Step<'_>) -> bool {
     matches!(step, Step::Loopback | Step::CgroupNamespace)
 }

@@ -12,29 +12,39 @@ use vmrun_protocol::message::{Renewal, Seed};
 
 use crate::sys::check;
 
-/// The kernel's generator; the initramfs has the node.
-const GENERATOR: &str = "/dev/urandom";
-
 /// `RNDADDENTROPY` and `RNDRESEEDCRNG` of linux/random.h, as bytes of a number.
 const ADD_ENTROPY: libc::c_ulong = 0x4008_5203;
 const RESEED: libc::c_ulong = 0x5207;
 
-/// Applies `renewal`, whose seed is wiped. Nothing of a container may run before
-/// this has succeeded.
-pub fn apply(renewal: Renewal) -> std::result::Result<(), (&'static str, Errno)> {
-    reseed(&renewal.seed).map_err(|errno| ("renew the kernel's randomness", errno))?;
-    set_clock(renewal.realtime_ns).map_err(|errno| ("set the clock", errno))
+/// The kernel's generator of random numbers.
+pub struct Generator(OwnedFd);
+
+impl Generator {
+    /// Opens it by the node that the initramfs has.
+    pub fn open() -> Result<Self> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY;
+        open("/dev/urandom", flags, Mode::empty()).map(Self)
+    }
+
+    /// Puts the seed into the kernel's pool, and makes it draw new keys from there
+    /// at once: it would do so by itself only within minutes.
+    fn reseed(&self, seed: &Seed) -> Result<()> {
+        add_entropy(&self.0, seed)?;
+        // SAFETY: the request takes no argument.
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), RESEED as _, null::<u8>()) }.into())?;
+        Ok(())
+    }
 }
 
-/// Puts the seed into the kernel's pool, and makes it draw new keys from there
-/// at once: it would do so by itself only within minutes.
-fn reseed(seed: &Seed) -> Result<()> {
-    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY;
-    let generator = open(GENERATOR, flags, Mode::empty())?;
-    add_entropy(&generator, seed)?;
-    // SAFETY: the request takes no argument.
-    check(unsafe { libc::ioctl(generator.as_raw_fd(), RESEED as _, null::<u8>()) }.into())?;
-    Ok(())
+/// Applies `renewal`, whose seed is wiped. Nothing of a container may run before
+/// this has succeeded.
+pub fn apply(
+    generator: &Generator,
+    renewal: Renewal,
+) -> std::result::Result<(), (&'static str, Errno)> {
+    let reseeded = generator.reseed(&renewal.seed);
+    reseeded.map_err(|errno| ("renew the kernel's randomness", errno))?;
+    set_clock(renewal.realtime_ns).map_err(|errno| ("set the clock", errno))
 }
 
 /// `struct rand_pool_info` of linux/random.h with a seed in it.

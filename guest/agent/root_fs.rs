@@ -1,7 +1,7 @@
 //! The container's file system tree, made by its first process in its own mount
 //! namespace: first below the agent's tree, through handles, then entered.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, makedev, mknodat,
@@ -12,7 +12,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{fchdir, pivot_root};
 use vmrun_protocol::ROOT_EXPORT;
 use vmrun_protocol::message::Failure;
-use vmrun_protocol::plan::{DeviceKind, DeviceNode, FsType, Mount, MountSource};
+use vmrun_protocol::plan::{Bytes, DeviceKind, DeviceNode, FsType, Mount, MountSource};
 
 use crate::failure::{Named, quoted, setup};
 use crate::inside::{Root, Symlinks, Target, file_type, is_root, own_folder, split_last};
@@ -29,8 +29,10 @@ pub struct RootFs {
     root: Option<Root>,
     /// A procfs of the container's namespaces that nobody else has touched.
     proc: Option<OwnedFd>,
-    /// Such a procfs, prepared, of which some paths have been covered since.
-    prepared_proc: Option<OwnedFd>,
+    /// Whether there is no root yet, and what is made is prepared.
+    preparing: bool,
+    /// Mounts that were prepared, and where.
+    prepared: Vec<(Bytes, OwnedFd)>,
     /// The agent's own /dev/null, where a prepared /dev may lie over it.
     null: Option<OwnedFd>,
     /// The empty read-only tmpfs that hides folders.
@@ -47,7 +49,8 @@ impl RootFs {
             agent: Root::new(own_folder("/").named(|| "agent's root")?),
             root: None,
             proc: None,
-            prepared_proc: None,
+            preparing: false,
+            prepared: Vec::new(),
             null: None,
             empty: None,
             folder: None,
@@ -64,6 +67,7 @@ impl RootFs {
     /// root, of which only this process sees the mounts.
     pub fn prepare(&mut self) -> Result<(), Failure> {
         let null = self.agent.find(b"/dev/null", Symlinks::Refused);
+        self.preparing = true;
         self.null = Some(null.named(|| "agent's \"/dev/null\"")?);
         self.root = Some(Root::new(own_folder("/").named(|| "agent's root")?));
         Ok(())
@@ -72,13 +76,14 @@ impl RootFs {
     /// Binds the root export over itself: pivot_root needs a mount.
     pub fn bind_root(&mut self) -> Result<(), Failure> {
         self.folder = None;
-        self.prepared_proc = self.proc.take();
+        self.preparing = false;
         let path = format!("{SHARE}/{ROOT_EXPORT}");
         let bind = || {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let target = rustix::fs::openat(&self.agent, &path, flags, Mode::empty())?;
             let tree = mounts::clone_tree(target.as_fd(), b"", false)?;
             mounts::attach(tree.as_fd(), target.as_fd())?;
+            leave_open(target);
             Ok(tree)
         };
         self.root = Some(Root::new(bind().named(|| "root file system")?));
@@ -116,10 +121,17 @@ impl RootFs {
     /// Moves a prepared mount, and what is mounted in it, to its place.
     pub fn move_prepared(&mut self, mount: &Mount) -> Result<(), Failure> {
         let what = || format!("move prepared {}", quoted(&mount.destination));
-        let ready = self.agent.find(&mount.destination, Symlinks::Refused);
+        let ready = self.prepared(&mount.destination).ok_or(Errno::NOENT);
         let ready = ready.named(what)?;
         let target = self.mount_target(mount).named(what)?;
-        mounts::attach(ready.as_fd(), target.as_fd()).named(what)
+        mounts::attach(ready, target.as_fd()).named(what)?;
+        leave_open(target);
+        Ok(())
+    }
+
+    fn prepared(&self, path: &[u8]) -> Option<BorrowedFd<'_>> {
+        let (_, mount) = self.prepared.iter().find(|(other, _)| other == path)?;
+        Some(mount.as_fd())
     }
 
     /// Where an entry of `mounts` that is a file system goes.
@@ -163,7 +175,9 @@ impl RootFs {
         let target = self.mount_target(mount).named(what)?;
         mounts::attach(made.as_fd(), target.as_fd()).named(what)?;
         propagate_all(&made, mount).named(what)?;
-        if fs_type == FsType::Proc && mount.flags & libc::MS_RDONLY == 0 {
+        if self.preparing {
+            self.prepared.push((mount.destination.clone(), made));
+        } else if fs_type == FsType::Proc && mount.flags & libc::MS_RDONLY == 0 {
             self.proc = Some(made);
         }
         Ok(())
@@ -273,8 +287,13 @@ impl RootFs {
     fn write_proc(&mut self, folder: &str, file: &[u8], value: &[u8]) -> rustix::io::Result<()> {
         let proc = match self.proc.take() {
             Some(proc) => proc,
-            None => match &self.prepared_proc {
-                Some(proc) => mounts::clone_tree(proc.as_fd(), b"", false)?,
+            None => match self.prepared(b"/proc") {
+                // Without the covers that are on it by now.
+                Some(covered) => {
+                    let proc = mounts::clone_tree(covered, b"", false)?;
+                    mounts::set_attributes(proc.as_fd(), 0)?;
+                    proc
+                }
                 None => mounts::new_file_system("proc", b"proc", b"", 0)?,
             },
         };
@@ -373,6 +392,11 @@ impl RootFs {
     pub fn make_readonly(&self) -> Result<(), Failure> {
         mounts::make_readonly(self.root()?.as_fd()).named(|| "read-only root")
     }
+}
+
+/// Leaves a descriptor to be closed with all others, at once.
+fn leave_open(descriptor: OwnedFd) {
+    std::mem::forget(descriptor);
 }
 
 fn propagate_all(mount: &OwnedFd, plan: &Mount) -> rustix::io::Result<()> {

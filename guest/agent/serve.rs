@@ -8,6 +8,7 @@
 //! ```
 
 use std::fs::File;
+use std::io::BufReader;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -36,8 +37,8 @@ pub enum ServeError {
 
 /// What the agent waits on.
 pub struct Channels {
-    /// The control connection.
-    pub control: File,
+    /// The control connection, its requests read ahead.
+    pub control: BufReader<File>,
     /// Listens for stream connections.
     pub listener: OwnedFd,
     /// SIGCHLD, see [`crate::sys::block_signals`].
@@ -83,12 +84,15 @@ pub fn serve(
         if connected {
             agent.streams.accept(agent.channels.listener.as_fd());
         }
-        if requested {
+        let mut unread = requested;
+        while unread {
             let request = frame::read(&mut agent.channels.control, MAX_TO_GUEST_BYTES);
             match request.map_err(ServeError::Control)? {
                 Request::PowerOff => return Ok(()),
                 request => agent.answer(request)?,
             }
+            // Of what was read ahead poll(2) does not know.
+            unread = !agent.channels.control.buffer().is_empty();
         }
         agent.advance()?;
     }
@@ -100,7 +104,7 @@ impl Agent {
     fn wait(&mut self) -> rustix::io::Result<(bool, bool, bool)> {
         let channels = &self.channels;
         let mut polled = vec![
-            PollFd::new(&channels.control, PollFlags::IN),
+            PollFd::new(channels.control.get_ref(), PollFlags::IN),
             PollFd::new(&channels.listener, PollFlags::IN),
             PollFd::new(&channels.signals, PollFlags::IN),
         ];
@@ -122,7 +126,7 @@ impl Agent {
     }
 
     fn report(&mut self, report: &Report) -> Result<(), ServeError> {
-        frame::write(&mut self.channels.control, report, MAX_TO_HOST_BYTES)
+        frame::write(self.channels.control.get_mut(), report, MAX_TO_HOST_BYTES)
             .map_err(ServeError::Control)
     }
 
@@ -239,7 +243,7 @@ impl Agent {
     /// orphans that came to PID 1.
     fn reap(&mut self) {
         // What the descriptor says is only that there is something to wait for.
-        sys::drain_signals(self.channels.signals.as_fd());
+        sys::take_signal(self.channels.signals.as_fd());
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             let pid = pid.as_raw_nonzero().get() as u32;
             if let Some((container, stage)) = &mut self.container

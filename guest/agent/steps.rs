@@ -82,14 +82,18 @@ pub enum Step<'p> {
     WorkingFolder(&'p [u8]),
     /// Make the root mount read-only.
     RootReadonly,
-    /// A session of its own, with the terminal, if any, controlling it.
+    /// A session of its own.
     Session,
+    /// Put the pipes on 0, 1 and 2.
+    Pipes,
+    /// Make the terminal the session's, and put it on 0, 1 and 2.
+    TerminalStreams,
     /// Find the user's numbers. Before limits and ids change.
     FindUser(&'p User),
     /// Find the user's home folder, for a HOME that `env` does not have.
     FindHome,
-    /// Put the pipes or the terminal on 0, 1 and 2, owned by the user.
-    StandardStreams,
+    /// Give what is on 0, 1 and 2 to the user found.
+    OwnStreams,
     /// prlimit(2).
     Limit(Rlimit),
     /// Drop capabilities from the bounding set; needs CAP_SETPCAP.
@@ -151,7 +155,7 @@ pub fn steps(plan: &ContainerPlan) -> Result<Vec<Step<'_>>, Failure> {
     steps.push(Step::Root);
     root_file_system(plan, &mut steps)?;
     steps.push(Step::EnterRoot);
-    if plan.root_propagation != 0 {
+    if !is_private(plan) {
         steps.push(Step::RootPropagation(plan.root_propagation));
     }
     steps.push(Step::WorkingFolder(&plan.process.cwd));
@@ -160,6 +164,12 @@ pub fn steps(plan: &ContainerPlan) -> Result<Vec<Step<'_>>, Failure> {
     }
     process(&plan.process, &mut steps);
     Ok(steps)
+}
+
+/// Whether the propagation asked for is the one that all mounts begin with.
+fn is_private(plan: &ContainerPlan) -> bool {
+    let kind = plan.root_propagation & !(libc::MS_REC | libc::MS_SILENT);
+    kind == 0 || kind == libc::MS_PRIVATE && plan.mounts.iter().all(|m| m.propagation.is_empty())
 }
 
 fn namespaces<'p>(plan: &'p ContainerPlan, steps: &mut Vec<Step<'p>>) {
@@ -289,11 +299,15 @@ fn devices(plan: &ContainerPlan, steps: &mut Vec<Step<'_>>) {
 
 fn process<'p>(process: &'p ProcessPlan, steps: &mut Vec<Step<'p>>) {
     steps.push(Step::Session);
+    steps.push(match process.terminal {
+        Some(_) => Step::TerminalStreams,
+        None => Step::Pipes,
+    });
     steps.push(Step::FindUser(&process.user));
     if !process.env.iter().any(|entry| entry.starts_with(b"HOME=")) {
         steps.push(Step::FindHome);
     }
-    steps.push(Step::StandardStreams);
+    steps.push(Step::OwnStreams);
     steps.extend(process.rlimits.iter().map(|limit| Step::Limit(*limit)));
     let capabilities = process.capabilities.unwrap_or_default();
     steps.push(Step::BoundingSet(capabilities.bounding));
@@ -362,9 +376,10 @@ mod tests {
             at(&steps, |s| matches!(s, Step::WorkingFolder(_))),
             at(&steps, |s| matches!(s, Step::RootReadonly)),
             at(&steps, |s| matches!(s, Step::Session)),
+            at(&steps, |s| matches!(s, Step::TerminalStreams)),
             at(&steps, |s| matches!(s, Step::FindUser(_))),
             at(&steps, |s| matches!(s, Step::FindHome)),
-            at(&steps, |s| matches!(s, Step::StandardStreams)),
+            at(&steps, |s| matches!(s, Step::OwnStreams)),
             at(&steps, |s| matches!(s, Step::Limit(_))),
             at(&steps, |s| matches!(s, Step::BoundingSet(0))),
             at(&steps, |s| matches!(s, Step::BecomeUser)),
@@ -373,6 +388,24 @@ mod tests {
         ];
         assert!(order.is_sorted(), "{order:?}");
         assert_eq!(*order.last().unwrap(), steps.len() - 1);
+    }
+
+    #[test]
+    fn mounts_that_are_private_are_not_made_so() {
+        let mut plan = ContainerPlan::default();
+        let set = |plan: &ContainerPlan| {
+            let steps = steps(plan).unwrap();
+            steps.iter().any(|s| matches!(s, Step::RootPropagation(_)))
+        };
+        assert!(!set(&plan));
+        plan.root_propagation = libc::MS_PRIVATE | libc::MS_REC;
+        assert!(!set(&plan));
+        plan.mounts = vec![tmpfs(b"/a")];
+        plan.mounts[0].propagation = vec![libc::MS_SHARED];
+        assert!(set(&plan));
+        plan.mounts.clear();
+        plan.root_propagation = libc::MS_SLAVE;
+        assert!(set(&plan));
     }
 
     #[test]

@@ -160,7 +160,7 @@ impl Greeting {
             let have = self.received.len();
             let announced = match self.received.first_chunk::<LENGTH_BYTES>() {
                 Some(length) => u32::from_le_bytes(*length) as usize,
-                None => 0,
+                None => StreamHeader::MIN_BYTES,
             };
             let whole = LENGTH_BYTES + announced;
             if announced > StreamHeader::MAX_BYTES || (have >= LENGTH_BYTES && have >= whole) {

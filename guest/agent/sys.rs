@@ -131,6 +131,32 @@ pub fn close_all_but(kept: BorrowedFd<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Makes `kept` descriptor 3 and closes all others but 0, 1 and 2. As with
+/// [`close_all_but`] their owners must never be dropped.
+pub fn keep_as_third(kept: BorrowedFd<'_>) -> Result<OwnedFd> {
+    const THIRD: RawFd = 3;
+    if kept.as_raw_fd() != THIRD {
+        // SAFETY: no memory is passed. What was on 3 has an owner that the caller
+        // promised not to use.
+        check(unsafe { libc::dup3(kept.as_raw_fd(), THIRD, libc::O_CLOEXEC) }.into())?;
+    }
+    // SAFETY: 3 is open now, and by the same promise owned by nobody else.
+    let third = unsafe { OwnedFd::from_raw_fd(THIRD) };
+    close_all_but(third.as_fd())?;
+    Ok(third)
+}
+
+/// Gives this process a page of its own wherever it may write, and maps all that
+/// it may read, so that later accesses do not fault.
+pub fn populate_memory() -> Result<()> {
+    // SAFETY: neither call passes memory or changes what is in it.
+    unsafe {
+        check(libc::mlockall(libc::MCL_CURRENT).into())?;
+        check(libc::munlockall().into())?;
+    }
+    Ok(())
+}
+
 /// Sets both limits of `RLIMIT_*` number `resource`.
 pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Result<()> {
     let limit = libc::rlimit64 {
@@ -166,10 +192,10 @@ pub fn block_signals() -> Result<OwnedFd> {
     }
 }
 
-/// Takes all that the descriptor of [`block_signals`] has to say.
-pub fn drain_signals(signals: BorrowedFd<'_>) {
-    let mut signal = [0; 128];
-    while rustix::io::read(signals, &mut signal).is_ok() {}
+/// Takes what the descriptor of [`block_signals`] has to say: a signal that comes
+/// again before it is taken is there once.
+pub fn take_signal(signals: BorrowedFd<'_>) {
+    let _ = rustix::io::read(signals, &mut [0; size_of::<libc::signalfd_siginfo>()]);
 }
 
 /// Signals as a new program expects them: none blocked, SIGPIPE deadly. (PID 1

@@ -198,6 +198,9 @@ pub struct StreamHeader {
 impl StreamHeader {
     /// Cap of the header's frame, in bytes.
     pub const MAX_BYTES: usize = 16;
+
+    /// Shortest header, in bytes: one for each field.
+    pub const MIN_BYTES: usize = 2;
 }
 
 /// The streams of a process. Without a terminal: `Stdin`, `Stdout`, `Stderr`,

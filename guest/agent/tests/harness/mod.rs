@@ -4,7 +4,7 @@
 #![allow(unsafe_code, dead_code)]
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -317,7 +317,7 @@ fn agent(root: &Path, control: OwnedFd, listener: OwnedFd, cgroups: bool) -> ! {
         sys::exit_now(97)
     };
     let channels = Channels {
-        control: File::from(control),
+        control: BufReader::new(File::from(control)),
         listener,
         signals,
     };
