@@ -1,13 +1,15 @@
 //! What this host's KVM is and offers.
 //!
-//! [`host_kind`] finds out by a guest of a few bytes whether ring 0 runs on
-//! the processor; [`kernel_params`] says what the guest kernel must be told in
+//! [`host_kind`] finds out whether ring 0 runs on the processor, by a guest of a
+//! few bytes where need be; [`kernel_params`] says what the guest kernel must be told in
 //! consequence; [`kvm_access`] and [`capabilities`] are what `vmrun check`
 //! shows. Plain data, nothing is printed.
 
 pub(crate) mod bare;
 mod kernel_params;
 mod support;
+
+use std::arch::x86_64::__cpuid;
 
 use kvm_ioctls::{Kvm, VcpuExit};
 use rustix::time::{ClockId, clock_gettime};
@@ -61,9 +63,30 @@ const CODE: u64 = 0x100;
 /// known, on no host the first.
 const PROBE: &[u8] = &[0xf3, 0x48, 0x0f, 0xb8, 0xc3, 0xf4];
 
-/// Finds out how this host runs ring 0, within a few milliseconds: a guest of
-/// one page executes an instruction that the emulator lacks.
+/// Finds out how this host runs ring 0.
 pub fn host_kind() -> Result<HostKind, ProbeError> {
+    if has_virtualization() {
+        return try_ring0();
+    }
+    // Nothing can run it on the processor. Trying costs a millisecond and more.
+    Kvm::new()
+        .map(|_| HostKind::Software)
+        .map_err(ProbeError::Open)
+}
+
+/// Whether the processor offers VMX (Intel SDM vol. 2A, CPUID leaf 1) or SVM (AMD
+/// APM vol. 3, leaf 8000_0001).
+fn has_virtualization() -> bool {
+    const VMX: u32 = 1 << 5;
+    const SVM: u32 = 1 << 2;
+    const EXTENDED: u32 = 0x8000_0000;
+    let svm = __cpuid(EXTENDED).eax > EXTENDED && __cpuid(EXTENDED + 1).ecx & SVM != 0;
+    svm || __cpuid(1).ecx & VMX != 0
+}
+
+/// Finds out within a few milliseconds: a guest of one page executes an
+/// instruction that the emulator lacks.
+fn try_ring0() -> Result<HostKind, ProbeError> {
     let mut guest = probe_guest(PROBE)?;
     match guest.vcpu.run() {
         Ok(VcpuExit::Hlt) => Ok(HostKind::Hardware),
@@ -137,7 +160,7 @@ mod tests {
         let mut best = i64::MAX;
         for _ in 0..10 {
             let start = cpu_time_us();
-            assert_eq!(host_kind().expect("probe /dev/kvm"), first);
+            assert_eq!(try_ring0().expect("probe /dev/kvm"), first);
             best = best.min(cpu_time_us() - start);
         }
         assert!(best < 5000, "best of 10: {best} us");
