@@ -3,7 +3,7 @@
 use std::ptr::NonNull;
 
 use super::PAGE_BYTES;
-use super::decode::decode;
+use super::decode::Reader;
 use super::op::{Kind, Op};
 use super::width::copy_code;
 
@@ -128,11 +128,10 @@ impl Page {
     fn decode(&mut self, page: NonNull<u8>, offset: u16) -> usize {
         let mut bytes = [0; MAX_BLOCK * MAX_LENGTH];
         let len = copy_code(page, usize::from(offset), &mut bytes);
-        let bytes = &bytes[..len];
-
+        let mut reader = Reader::new(&bytes[..len], offset);
         let first = self.ops.len();
-        let mut at = offset;
         loop {
+            let at = reader.at();
             let known = usize::from(at) == PAGE_BYTES || self.find(at).is_some();
             if known || self.ops.len() - first == MAX_BLOCK {
                 self.ops.push(Op {
@@ -142,12 +141,11 @@ impl Page {
                 });
                 return first;
             }
-            let (op, ends) = decode(&bytes[usize::from(at - offset)..], at);
+            let (op, last) = reader.read();
             self.ops.push(op);
             // At most two operations an offset: 8192.
             self.index[usize::from(at)] = self.ops.len() as u16;
-            at = op.next;
-            if ends {
+            if last {
                 return first;
             }
         }

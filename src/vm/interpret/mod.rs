@@ -4,6 +4,12 @@
 //! [`run`] executes instructions from [`State`] on until it meets one that it
 //! does not know, or whose memory it must not touch: that one is left to KVM,
 //! with nothing of it done.
+//!
+//! An instruction is decoded once, into an operation that names the function
+//! that executes it (`decode`, `table`, `execute`), and kept by the frame that
+//! its code is in (`cache`). Flags are computed when somebody looks (`flags`).
+//! Guest memory is touched in `width` alone, each time through a pointer that
+//! [`Memory::host`] gave for this very access.
 
 mod cache;
 mod cpu;

@@ -2,7 +2,7 @@
 
 use super::cache::MAX_LENGTH;
 use super::cpu::{CODE_PAGE, Cpu};
-use super::decode::decode;
+use super::decode::Reader;
 use super::execute::{Flow, Handler, Vm};
 use super::flags::{IF, RF, TF, VIF, VIP, VM as VIRTUAL};
 use super::op::{Kind, Op, SLOTS};
@@ -136,7 +136,7 @@ impl<M: Memory> Vm<'_, M> {
             let (_, page) = self.memory.code(rip.wrapping_add(len as u64))?;
             copy_code(page, 0, rest);
         }
-        Some(decode(&bytes, offset as u16).0)
+        Some(Reader::new(&bytes, offset as u16).read().0)
     }
 
     /// Executes the instruction at `next`, which no interrupt may separate

@@ -13,27 +13,61 @@ const OPERAND_SIZE: u8 = 0x66;
 /// Address-size prefix.
 const ADDRESS_SIZE: u8 = 0x67;
 
-/// The instruction at the beginning of `bytes`, which is at offset `at` of
-/// its page; and whether nothing follows it in line.
-pub(super) fn decode(bytes: &[u8], at: u16) -> (Op, bool) {
-    let mut decoder = Decoder::with_ip(64, bytes, u64::from(at), DecoderOptions::NONE);
-    let instruction = decoder.decode();
-    let (op, ends) = if !instruction.is_invalid() {
-        let instruction = Decoded {
-            instruction: &instruction,
-            prefixes: Prefixes::of(bytes),
-        };
-        match instruction.op() {
-            Some(op) => (op, instruction.ends_run()),
-            None => (Op::new(Kind::Leave, 0), true),
+/// Decodes instructions that follow each other in a page of code.
+pub(super) struct Reader<'b> {
+    bytes: &'b [u8],
+    decoder: Decoder<'b>,
+    instruction: Instruction,
+    /// Offset of the next instruction in its page.
+    at: u16,
+}
+
+impl<'b> Reader<'b> {
+    /// For `bytes`, the first of which is at offset `at` of its page.
+    pub(super) fn new(bytes: &'b [u8], at: u16) -> Self {
+        Self {
+            bytes,
+            decoder: Decoder::with_ip(64, bytes, u64::from(at), DecoderOptions::NONE),
+            instruction: Instruction::default(),
+            at,
         }
-    } else if decoder.last_error() == DecoderError::NoMoreBytes {
-        (Op::new(Kind::Cross, 0), true)
-    } else {
-        (Op::new(Kind::Leave, 0), true)
-    };
-    let next = at + instruction.len() as u16;
-    (Op { at, next, ..op }, ends)
+    }
+
+    /// Offset of the next instruction in its page.
+    pub(super) fn at(&self) -> u16 {
+        self.at
+    }
+
+    /// The next instruction, and whether it is the last one in a row: control
+    /// does not go on behind it, or it is not known how.
+    pub(super) fn read(&mut self) -> (Op, bool) {
+        let rest = &self.bytes[self.decoder.position()..];
+        self.decoder.decode_out(&mut self.instruction);
+        let instruction = Decoded {
+            instruction: &self.instruction,
+            prefixes: Prefixes::of(rest),
+        };
+        let (op, last) = if !instruction.instruction.is_invalid() {
+            match instruction.op() {
+                Some(op) => (op, instruction.ends_run()),
+                None => (Op::new(Kind::Leave, 0), true),
+            }
+        } else if self.decoder.last_error() == DecoderError::NoMoreBytes {
+            (Op::new(Kind::Cross, 0), true)
+        } else {
+            (Op::new(Kind::Leave, 0), true)
+        };
+        let at = self.at;
+        self.at += self.instruction.len() as u16;
+        (
+            Op {
+                at,
+                next: self.at,
+                ..op
+            },
+            last,
+        )
+    }
 }
 
 /// Prefixes that change more than iced tells apart.

@@ -13,6 +13,7 @@ use super::native::{Native, Registers};
 const ENCODINGS: usize = 60;
 const INPUTS: usize = 8;
 
+/// How many times more encodings are tried: for longer runs by hand.
 fn rounds() -> usize {
     std::env::var("VMRUN_TEST_ROUNDS").map_or(1, |rounds| rounds.parse().expect("a number"))
 }
@@ -97,15 +98,12 @@ impl Bench {
         if rip {
             target = target.wrapping_sub(instruction.next_ip());
         }
-        // The displacement is the only field of its kind with these bytes: look for
-        // it through the decoder.
-        let decoder_offsets = {
-            let mut decoder = Decoder::with_ip(64, bytes, self.native.rip(), DecoderOptions::NONE);
-            let decoded = decoder.decode();
-            decoder.get_constant_offsets(&decoded)
+        let mut decoder = Decoder::with_ip(64, bytes, self.native.rip(), DecoderOptions::NONE);
+        let offsets = {
+            let instruction = decoder.decode();
+            decoder.get_constant_offsets(&instruction)
         };
-        let at = decoder_offsets.displacement_offset();
-        let len = decoder_offsets.displacement_size();
+        let (at, len) = (offsets.displacement_offset(), offsets.displacement_size());
         bytes[at..at + len].copy_from_slice(&target.to_le_bytes()[..len]);
         true
     }

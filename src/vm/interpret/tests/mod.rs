@@ -4,6 +4,7 @@
 mod differential;
 mod forms;
 mod guest;
+mod leaves;
 mod native;
 mod random;
 mod rules;
