@@ -11,7 +11,7 @@ use crate::kvm::Vm;
 use crate::memory;
 use crate::probe::HostKind;
 use crate::slots::{Slots, SlotsError};
-use crate::snapshot::{self, MachineState, SnapshotError, Template, WorkingSet};
+use crate::snapshot::{self, MachineState, SnapshotError, Template, Untouched, WorkingSet};
 use crate::spec::MachineSpec;
 use crate::trace::Timeline;
 
@@ -69,7 +69,11 @@ impl Machine {
             chips,
             devices,
         };
-        snapshot::write(folder, memory, state)
+        let untouched = match self.restored_from {
+            None => Untouched::Zero,
+            Some(_) => Untouched::Mapped,
+        };
+        snapshot::write(folder, memory, untouched, state)
     }
 }
 

@@ -91,6 +91,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_file_is_mapped_around_the_mmio_window_and_never_written() {
+        use std::os::unix::fs::FileExt;
+        use vm_memory::Bytes;
+        let mem_size_mib = (LOW_RAM_END >> 20) as u32 + 1;
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        file.set_len(u64::from(mem_size_mib) << 20).unwrap();
+        file.write_all_at(&[1], LOW_RAM_END - 1).unwrap();
+        file.write_all_at(&[2], LOW_RAM_END).unwrap();
+        let memory = map(file.clone(), mem_size_mib).unwrap();
+        assert_eq!(size_mib(&memory), mem_size_mib);
+        let at = |address| memory.read_obj::<u8>(GuestAddress(address)).unwrap();
+        assert_eq!((at(LOW_RAM_END - 1), at(HIGH_RAM_START)), (1, 2));
+        memory
+            .write_obj(9_u8, GuestAddress(HIGH_RAM_START))
+            .unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, LOW_RAM_END).unwrap();
+        assert_eq!(byte, [2]);
+    }
+
+    #[test]
     fn ram_goes_around_the_mmio_window() {
         assert_eq!(ranges(64 << 20), [(GuestAddress(0), 64 << 20)]);
         assert_eq!(

@@ -7,9 +7,10 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{SeekFrom, Stat, fstat, seek};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use vm_memory::{Address, Bytes, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
 
 use super::files::{self, MEMORY};
+use super::page_map::PageMap;
 use super::{SnapshotError, damaged, host};
 
 /// Bytes of a page, of the guest and of the host.
@@ -51,27 +52,44 @@ impl StatRecord {
     }
 }
 
+/// Where the pages of a machine's memory come from that it has not touched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Untouched {
+    /// From nowhere: they are zero.
+    Zero,
+    /// From a template's file.
+    Mapped,
+}
+
 /// Writes guest RAM, which nobody changes meanwhile, into a new file.
 pub(super) fn write(
     folder: BorrowedFd,
     memory: &GuestMemoryMmap,
+    untouched: Untouched,
 ) -> Result<MemoryRecord, SnapshotError> {
     let file = files::create(folder, MEMORY)?;
     let len_bytes = memory.iter().map(GuestMemoryRegion::len).sum();
     file.set_len(len_bytes)
         .map_err(host("make room for guest memory"))?;
+    let map = match untouched {
+        Untouched::Zero => Some(PageMap::open()?),
+        Untouched::Mapped => None,
+    };
     let mut content = Sha256::new();
     let mut chunk = vec![0; CHUNK];
     let mut region_at = 0;
     for region in memory.iter() {
-        let mut done = 0;
-        while done < region.len() {
-            let len = CHUNK.min((region.len() - done) as usize);
-            let chunk = &mut chunk[..len];
+        for done in (0..region.len()).step_by(CHUNK) {
+            let len = (region.len() - done).min(CHUNK as u64);
+            if let Some(map) = &map
+                && !map.there(region, done, len)?.any(|there| there)
+            {
+                continue;
+            }
+            let chunk = &mut chunk[..len as usize];
             // Cannot fail: inside of the region.
-            let _ = memory.read_slice(chunk, region.start_addr().unchecked_add(done));
+            let _ = region.read_slice(chunk, MemoryRegionAddress(done));
             write_chunk(&file, chunk, region_at + done, &mut content)?;
-            done += len as u64;
         }
         region_at += region.len();
     }
@@ -162,5 +180,82 @@ fn next_data(file: &File, at: u64) -> Result<Option<u64>, SnapshotError> {
         // A file system without holes.
         Err(rustix::io::Errno::INVAL) => Ok(Some(at)),
         Err(error) => Err(host("read guest memory")(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+    use vm_memory::GuestAddress;
+
+    /// Two regions with a hole between them, and a few bytes in each.
+    fn memory() -> GuestMemoryMmap {
+        let regions = [
+            (GuestAddress(0), 2 * CHUNK),
+            (GuestAddress(1 << 32), CHUNK + PAGE),
+        ];
+        let memory = GuestMemoryMmap::from_ranges(&regions).unwrap();
+        for (value, at) in [
+            (1_u8, 3),
+            (2, 2 * CHUNK as u64 - 1),
+            (3, 1 << 32),
+            (4, (1 << 32) + CHUNK as u64 + 7),
+        ] {
+            memory.write_obj(value, GuestAddress(at)).unwrap();
+        }
+        memory
+    }
+
+    #[test]
+    fn regions_follow_each_other_and_zero_pages_are_holes() {
+        for untouched in [Untouched::Zero, Untouched::Mapped] {
+            let folder = tempfile::tempdir().unwrap();
+            let folder = File::open(&folder).unwrap();
+            let record = write(folder.as_fd(), &memory(), untouched).unwrap();
+            let file = open(folder.as_fd(), &record).unwrap();
+            let mut expected = vec![0_u8; 3 * CHUNK + PAGE];
+            for (value, at) in [
+                (1, 3),
+                (2, 2 * CHUNK - 1),
+                (3, 2 * CHUNK),
+                (4, 3 * CHUNK + 7),
+            ] {
+                expected[at] = value;
+            }
+            let mut written = vec![0; expected.len() + 1];
+            let len = file.read_at(&mut written, 0).unwrap();
+            assert!(written[..len] == expected);
+            assert_eq!(digest(&file, record.len_bytes).unwrap(), record.content);
+            let data = next_data(&file, 4 * PAGE as u64).unwrap().unwrap();
+            assert!(data >= PAGE as u64 * 4, "{data}");
+            let stat = fstat(&file).unwrap();
+            assert!(
+                stat.st_blocks * 512 <= 8 * PAGE as i64,
+                "{}",
+                stat.st_blocks
+            );
+        }
+    }
+
+    #[test]
+    fn runs_are_the_pages_that_are_not_zero() {
+        let mut chunk = vec![0; 6 * PAGE];
+        assert_eq!(filled_runs(&chunk), []);
+        for page in [0, 2, 3, 5] {
+            chunk[page * PAGE + page] = 1;
+        }
+        let pages = |from: usize, to: usize| (from * PAGE, to * PAGE);
+        assert_eq!(filled_runs(&chunk), [pages(0, 1), pages(2, 4), pages(5, 6)]);
+    }
+
+    #[test]
+    fn the_place_of_a_page_is_part_of_the_checksum() {
+        let of = |at| {
+            let mut content = Sha256::new();
+            add_pages(&[1; PAGE], at, &mut content);
+            content.finalize()
+        };
+        assert_ne!(of(0), of(PAGE as u64));
     }
 }

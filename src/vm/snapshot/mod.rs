@@ -24,6 +24,7 @@
 
 mod files;
 mod memory_file;
+mod page_map;
 mod prefetch;
 mod sealed;
 mod template;
@@ -37,6 +38,7 @@ use crate::kvm::KvmError;
 use crate::slots::Unsaved;
 use crate::virtio::mmio::StateError;
 
+pub(crate) use memory_file::Untouched;
 pub(crate) use prefetch::prefetch;
 pub use template::Template;
 pub(crate) use template::{MachineState, write};

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemoryMmap;
 
 use super::files::{self, STATE};
-use super::memory_file::{self, MemoryRecord};
+use super::memory_file::{self, MemoryRecord, Untouched};
 use super::{SnapshotError, WorkingSet, damaged, host, sealed};
 use crate::cpu::VcpusState;
 use crate::kvm::ChipsState;
@@ -38,9 +38,10 @@ pub(super) struct Saved {
 pub(crate) fn write(
     folder: BorrowedFd,
     memory: &GuestMemoryMmap,
+    untouched: Untouched,
     machine: MachineState,
 ) -> Result<(), SnapshotError> {
-    let memory = memory_file::write(folder, memory)?;
+    let memory = memory_file::write(folder, memory, untouched)?;
     let bytes = sealed::seal(&Saved { memory, machine })
         .map_err(|error| host("encode the state")(io::Error::other(error)))?;
     files::create(folder, STATE)?

@@ -1,15 +1,14 @@
 //! The file `working-set`: pages that a machine needs soon after it was restored.
 
-use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::FileExt;
 
 use serde::{Deserialize, Serialize};
 use vm_memory::{GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::files::{self, WORKING_SET};
 use super::memory_file::PAGE;
+use super::page_map::PageMap;
 use super::{SnapshotError, damaged, host, sealed};
 
 /// Runs of pages at most: each is a request to the host or two.
@@ -46,21 +45,13 @@ impl WorkingSet {
     /// What was touched of `memory`, which is mapped from a template's file with
     /// that checksum.
     pub(crate) fn of(memory: &GuestMemoryMmap, checksum: [u8; 32]) -> Result<Self, SnapshotError> {
-        let pagemap = File::open("/proc/self/pagemap").map_err(host("open the page map"))?;
+        let map = PageMap::open()?;
         let mut runs = Vec::new();
         let mut first_page = 0;
         for region in memory.iter() {
             let pages = region.len() / PAGE as u64;
-            let mut map = vec![0; pages as usize * size_of::<u64>()];
-            let at = region.as_ptr() as u64 / PAGE as u64 * size_of::<u64>() as u64;
-            pagemap
-                .read_exact_at(&mut map, at)
-                .map_err(host("read the page map"))?;
-            let (entries, _) = map.as_chunks::<8>();
-            let touched = entries
-                .iter()
-                .map(|entry| is_there(u64::from_ne_bytes(*entry)));
-            for (_, page) in touched.zip(first_page..).filter(|(there, _)| *there) {
+            let there = map.there(region, 0, region.len())?;
+            for (_, page) in there.zip(first_page..).filter(|(there, _)| *there) {
                 add(&mut runs, page, GAP_PAGES);
             }
             first_page += pages as u32;
@@ -115,14 +106,6 @@ impl WorkingSet {
     }
 }
 
-/// Whether a page is mapped, or was and is in the swap (Linux,
-/// admin-guide/mm/pagemap.rst).
-fn is_there(entry: u64) -> bool {
-    const PRESENT: u64 = 1 << 63;
-    const SWAPPED: u64 = 1 << 62;
-    entry & (PRESENT | SWAPPED) != 0
-}
-
 /// Adds a page behind all others.
 fn add(runs: &mut Vec<Run>, page: u32, gap: u64) {
     match runs.last_mut() {
@@ -158,6 +141,7 @@ fn thin_out(mut runs: Vec<Run>) -> Vec<Run> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::File;
     use std::os::fd::AsFd;
 
     fn run(first_page: u32, pages: u32) -> Run {

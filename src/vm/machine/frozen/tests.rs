@@ -101,6 +101,37 @@ fn a_machine_frozen_while_it_runs_comes_to_its_end() {
 }
 
 #[test]
+fn a_restored_machine_can_be_frozen_again() {
+    let kernel = kernel(&counter(1000));
+    let first = template(&kernel);
+    let mut machine = restore(&first, spec(&kernel)).unwrap();
+    rounds(&mut machine, 4);
+    let vcpus = std::mem::take(&mut machine.vcpus);
+    let second = Folder::new();
+    machine.write(vcpus, second.open().as_fd()).unwrap();
+    drop(first);
+    let machine = restore(&second, spec(&kernel)).unwrap();
+    assert_eq!(number(&machine, COUNTER), 9);
+    // What only the first template had: the code, by which this comes to its end.
+    assert_eq!(await_ending(&machine.resume().unwrap()), Ending::Reset);
+}
+
+#[test]
+fn processors_that_wait_to_be_started_go_on_waiting() {
+    let kernel = kernel(&counter(100));
+    let two = || MachineSpec {
+        vcpu_count: 2,
+        ..spec(&kernel)
+    };
+    let folder = Folder::new();
+    let running = build(two()).resume().unwrap();
+    running.freeze(folder.open().as_fd()).unwrap();
+    let running = restore(&folder, two()).unwrap().resume().unwrap();
+    assert_eq!(await_ending(&running), Ending::Reset);
+    assert_eq!(number(&running.machine, COUNTER), 100);
+}
+
+#[test]
 fn clocks_go_on_from_where_they_stopped() {
     // The host's own counter is days ahead: it must not be seen.
     const SOON: Duration = Duration::from_secs(60);
