@@ -165,6 +165,10 @@ fn run_until_over(
             let instructions = accelerator.run(vcpu).map_err(unaccelerated)?;
             let counter = &context.counters.instructions;
             counter.fetch_add(instructions, Ordering::Relaxed);
+            // It may have undone a kick that came meanwhile, see `VcpuThread::join`.
+            if context.outcome.is_over() {
+                break;
+            }
         }
         let turn = run_once(vcpu, context)?;
         context.counters.exits.fetch_add(1, Ordering::Relaxed);
