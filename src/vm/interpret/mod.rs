@@ -61,7 +61,8 @@ pub trait Memory {
     /// Host address of `len` bytes (1 to 4096) at the linear `address`; None
     /// when they are not all in one 4 KiB page, not mapped, not RAM, or must
     /// not be accessed this way: the instruction is then left to KVM, with no
-    /// effect of it visible. The pointer is valid until the next call.
+    /// effect of it visible. The pointer is valid until the next call. Of an
+    /// operand in two pages each part is asked for after the whole.
     fn host(&mut self, address: u64, len: usize, access: Access) -> Option<NonNull<u8>>;
 
     /// The page of code that `address` lies in: its guest frame number and

@@ -94,15 +94,57 @@ width!(u64, i64, AtomicU64);
 /// Reads an operand; None leaves the instruction.
 #[inline(always)]
 pub(super) fn load<W: Width>(memory: &mut impl Memory, address: u64) -> Option<u64> {
-    let from = memory.host(address, W::BYTES, Access::Read)?;
-    // SAFETY: `Memory::host` vouches for `BYTES` until its next call.
-    Some(unsafe { W::read(from.as_ptr()) })
+    match memory.host(address, W::BYTES, Access::Read) {
+        // SAFETY: `Memory::host` vouches for `BYTES` until its next call.
+        Some(from) => Some(unsafe { W::read(from.as_ptr()) }),
+        None => load_across::<W>(memory, address),
+    }
 }
 
 /// Writes an operand; None leaves the instruction.
 #[inline(always)]
 pub(super) fn store<W: Width>(memory: &mut impl Memory, address: u64, value: u64) -> Option<()> {
-    Place::<W>::at(memory, address)?.write(value);
+    match memory.host(address, W::BYTES, Access::Write) {
+        Some(to) => {
+            // SAFETY: `Memory::host` vouches for `BYTES` until its next call.
+            unsafe { W::write(to.as_ptr(), value) };
+            Some(())
+        }
+        None => store_across::<W>(memory, address, value),
+    }
+}
+
+/// How many bytes of an operand that lies in two pages are in the first one.
+fn split<W: Width>(address: u64) -> Option<usize> {
+    let first = super::PAGE_BYTES - address as usize % super::PAGE_BYTES;
+    (first < W::BYTES).then_some(first)
+}
+
+/// Reads an operand that lies in two pages.
+#[cold]
+#[inline(never)]
+fn load_across<W: Width>(memory: &mut impl Memory, address: u64) -> Option<u64> {
+    let first = split::<W>(address)?;
+    let second = address.wrapping_add(first as u64);
+    let mut bytes = [0; 8];
+    Piece::at(memory, address, first, Access::Read)?.copy_to(&mut bytes);
+    Piece::at(memory, second, W::BYTES - first, Access::Read)?.copy_to(&mut bytes[first..]);
+    Some(u64::from_le_bytes(bytes))
+}
+
+/// Writes an operand that lies in two pages: both are asked for before one is
+/// written.
+#[cold]
+#[inline(never)]
+fn store_across<W: Width>(memory: &mut impl Memory, address: u64, value: u64) -> Option<()> {
+    let first = split::<W>(address)?;
+    let second = address.wrapping_add(first as u64);
+    let bytes = value.to_le_bytes();
+    let (low, high) = bytes.split_at(first);
+    let high = &high[..W::BYTES - first];
+    Piece::at(memory, second, high.len(), Access::Write)?;
+    Piece::at(memory, address, first, Access::Write)?.copy_from(low);
+    Piece::at(memory, second, high.len(), Access::Write)?.copy_from(high);
     Some(())
 }
 

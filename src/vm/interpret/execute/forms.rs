@@ -3,13 +3,14 @@
 use super::super::Memory;
 use super::super::flags::Flags;
 use super::super::op::{IMMEDIATE, Op};
-use super::super::width::{Place, Width};
+use super::super::width::{Place, Width, store};
 use super::{Flow, Vm};
 
 /// An operation on two operands, the first of which takes the result.
 /// Operands are cut to the width, results need not be.
 pub(in super::super) trait Binary {
-    /// Whether the first operand counts.
+    /// Whether the first operand counts. MOV is the only one to memory where it does
+    /// not, and changes no flags.
     const READS: bool = true;
     /// Whether the first operand takes a result.
     const WRITES: bool = true;
@@ -43,11 +44,17 @@ fn on_memory<B: Binary, W: Width, M: Memory>(vm: &mut Vm<M>, address: u64, b: u6
         B::apply::<W>(&mut vm.cpu.flags, a, b);
         return Flow::Next;
     }
+    if !B::READS {
+        let result = B::apply::<W>(&mut vm.cpu.flags, 0, b);
+        return match store::<W>(vm.memory, address, result) {
+            Some(()) => Flow::Next,
+            None => Flow::Leave,
+        };
+    }
     let Some(place) = Place::<W>::at(vm.memory, address) else {
         return Flow::Leave;
     };
-    let a = if B::READS { place.read() } else { 0 };
-    place.write(B::apply::<W>(&mut vm.cpu.flags, a, b));
+    place.write(B::apply::<W>(&mut vm.cpu.flags, place.read(), b));
     Flow::Next
 }
 

@@ -157,8 +157,9 @@ fn a_refused_access_leaves_no_trace() {
     ];
     for (name, code) in codes {
         println!("{name}");
-        // Not mapped; and, unless it is one byte, from one page into the next.
-        let edge = DATA + 4095;
+        // Not mapped; and, unless it is one byte, from a page that is mapped into one
+        // that is not.
+        let edge = DATA + 8191;
         let byte = name.starts_with("setb") || name.starts_with("movzx");
         for address in [BAD, edge].into_iter().take(2 - usize::from(byte)) {
             let mut guest = Guest::new(code);

@@ -296,3 +296,20 @@ fn one_page_of_code_may_be_at_two_addresses() {
         assert_eq!(guest.state.gpr[RAX], address + 7);
     }
 }
+
+#[test]
+fn an_operand_may_lie_in_two_pages() {
+    // mov [rax], rbx; mov rcx, [rax + 1]; push rbx; pop rdx; hlt
+    let code = [0x48, 0x89, 0x18, 0x48, 0x8b, 0x48, 1, 0x53, 0x5a, HLT];
+    for offset in 4088..4100 {
+        let mut guest = Guest::new(&code);
+        guest.put(DATA + offset + 8, &[0x99]);
+        guest.state.gpr[RAX] = DATA + offset;
+        guest.state.gpr[3] = 0x8877_6655_4433_2211;
+        guest.state.gpr[RSP] = DATA + offset + 16;
+        assert_eq!(guest.run(9), left(4));
+        assert_eq!(guest.word(DATA + offset), 0x8877_6655_4433_2211);
+        assert_eq!(guest.state.gpr[RCX], 0x9988_7766_5544_3322);
+        assert_eq!(guest.state.gpr[2], 0x8877_6655_4433_2211);
+    }
+}
