@@ -6,6 +6,10 @@
 //! needed, and the container's first process is cloned straight into all of its
 //! namespaces.
 //!
+//! In a machine that is to become a template, [`boot`] makes such a process ahead
+//! ([`prepared`]) before the machine is frozen; a plan that it fits only needs what
+//! is left of it.
+//!
 //! Path of a container: [`serve`] takes the request, [`container`] makes cgroup,
 //! pipes and process, [`steps`] (pure) says what the process ([`child`]) does to
 //! itself, [`program`] runs what was asked for; [`streams`] carries its bytes.
