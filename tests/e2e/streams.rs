@@ -26,51 +26,26 @@ fn noise(len: usize) -> Vec<u8> {
         .collect()
 }
 
-/// A mapping of a process.
-struct Mapping {
-    from: usize,
-    to: usize,
-    resident_kib: u64,
-}
-
-fn mappings(pid: Pid) -> Vec<Mapping> {
-    let smaps = fs::read_to_string(format!("/proc/{}/smaps", pid.as_raw_nonzero()));
-    let mut mappings: Vec<Mapping> = Vec::new();
-    // Nothing is left of a process that has just ended.
-    for line in smaps.unwrap_or_default().lines() {
-        let address = |hex| usize::from_str_radix(hex, 16).ok();
-        let range = line
+/// What the VMM itself has in memory: all but the guest's, which lies in its
+/// template's file. Nothing if the process has just ended.
+fn resident_without_guest_kib(pid: Pid) -> Option<u64> {
+    let smaps = fs::read_to_string(format!("/proc/{}/smaps", pid.as_raw_nonzero())).ok()?;
+    let mut own_kib = 0;
+    let mut is_guest = false;
+    let mut guest_seen = false;
+    for line in smaps.lines() {
+        let is_field = line
             .split(' ')
             .next()
-            .and_then(|range| range.split_once('-'));
-        if let Some((from, to)) = range.and_then(|(from, to)| address(from).zip(address(to))) {
-            let resident_kib = 0;
-            mappings.push(Mapping {
-                from,
-                to,
-                resident_kib,
-            });
-        } else if let Some(kib) = line.strip_prefix("Rss:") {
-            let kib = kib.trim().trim_end_matches(" kB").parse().unwrap();
-            mappings.last_mut().unwrap().resident_kib = kib;
+            .is_some_and(|word| word.ends_with(':'));
+        if !is_field {
+            is_guest = line.ends_with("/memory");
+            guest_seen |= is_guest;
+        } else if let Some(kib) = line.strip_prefix("Rss:").filter(|_| !is_guest) {
+            own_kib += kib.trim().trim_end_matches(" kB").parse::<u64>().unwrap();
         }
     }
-    mappings
-}
-
-/// What the VMM itself has in memory. The guest's, of `guest_len`, is several
-/// mappings in a row, as files lie in it.
-fn resident_without_guest_kib(pid: Pid, guest_len: usize) -> Option<u64> {
-    let all = mappings(pid);
-    let is_guest = |m: &&Mapping| {
-        all.iter()
-            .any(|n| n.to.checked_sub(m.from) == Some(guest_len))
-    };
-    let guest = all.iter().find(is_guest)?.from;
-    let own = all
-        .iter()
-        .filter(|m| !(guest..guest + guest_len).contains(&m.from));
-    Some(own.map(|m| m.resident_kib).sum())
+    guest_seen.then_some(own_kib)
 }
 
 /// One container: a line to each stream, then stdin to its end, then a word.
@@ -113,7 +88,7 @@ fn a_large_stream_keeps_its_bytes_and_memory_stays_flat() {
     let len = stream_len();
     let bundle = Bundle::program(&["cat"]);
     let (mut reader, writer) = pipe().unwrap();
-    let launch = Runtime::Vmrun.launch_with(&bundle, &["--memory", "128m"]);
+    let launch = Runtime::Vmrun.launch(&bundle);
     let launch = launch.limit(1 + (len / (16 * MIB)) as u32);
     let mut running = launch.open_stdin().stdout(writer).start();
     // The first bytes back: the container is there, and all that it needs.
@@ -122,7 +97,7 @@ fn a_large_stream_keeps_its_bytes_and_memory_stays_flat() {
     let mut first = [0];
     reader.read_exact(&mut first).unwrap();
     let pid = running.pid();
-    let resident = move || resident_without_guest_kib(pid, 128 * MIB);
+    let resident = move || resident_without_guest_kib(pid);
     let before_kib = resident().expect("memory of the guest");
 
     let checker = std::thread::spawn({
@@ -151,7 +126,8 @@ fn a_large_stream_keeps_its_bytes_and_memory_stays_flat() {
     running.finish().success();
     println!("VMM without guest RAM: {before_kib} KiB at first, {peak_kib} KiB at most");
     assert!(peak_kib < before_kib + 1024);
-    assert!(peak_kib < 6 * 1024, "{peak_kib} KiB");
+    // Program and libraries, and what the interpreter of ring 0 has decoded.
+    assert!(peak_kib < 16 * 1024, "{peak_kib} KiB");
 }
 
 #[test]
