@@ -13,7 +13,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::harness::{Bundle, Finished, Launch, Runtime, TEMPLATE_DIR, template_dir};
+use crate::harness::{Bundle, Finished, Launch, Runtime, Sandbox, TEMPLATE_DIR, template_dir};
 
 const MAKING: &str = "vmrun: making a machine template (128 MiB, 1 vCPU): once per shape\n";
 
@@ -218,6 +218,41 @@ fn a_start_without_a_template_makes_none() {
     let run = place.on(launch).finish().success();
     assert_eq!((run.out().as_str(), run.err().as_str()), ("ran\n", ""));
     assert_eq!(place.names(), [""; 0]);
+}
+
+#[test]
+fn a_pool_has_machines_that_were_booted_one_by_one() {
+    let place = Place::empty();
+    let words = ["create", "--template-pool", "2"];
+    let created = place.template(&words).success().out();
+    assert_eq!(created.matches(" made\n").count(), 2, "{created}");
+    let again = place.template(&words).success().out();
+    assert_eq!(again.matches(" there already\n").count(), 2, "{again}");
+    let keys: Vec<_> = created.lines().map(|l| l.split(' ').next()).collect();
+    let memory = |key: Option<&str>| fs::read(place.path().join(key.unwrap()).join("memory"));
+    assert!(memory(keys[0]).unwrap() != memory(keys[1]).unwrap());
+    let bundle = echo();
+    let launch = Runtime::Vmrun.launch_with(&bundle, &["--template-pool", "2"]);
+    let run = place.on(launch).finish().success();
+    assert_eq!((run.out().as_str(), run.err().as_str()), ("ran\n", ""));
+}
+
+#[test]
+fn a_full_disk_or_a_read_only_one_is_a_warning() {
+    let bundle = echo();
+    for (options, reason) in [("size=4m", "No space"), ("ro", "Read-only")] {
+        let mount = format!("mount -t tmpfs -o mode=700,{options} tmpfs /mnt/templates");
+        let sandbox = Sandbox::new().after(&mount);
+        let seen = sandbox.run(Some(&bundle), &["run", "/mnt/bundle"], 1);
+        let run = seen.run.success();
+        assert_eq!(run.out(), "ran\n");
+        let warning = "vmrun: warning: booting without a template: ";
+        let err = run.err();
+        let warnings: Vec<_> = err.lines().filter(|l| l.starts_with(warning)).collect();
+        assert_eq!(warnings.len(), 1, "{options}: {err}");
+        assert!(warnings[0].contains(reason), "{options}: {err}");
+        assert_eq!(seen.left, "", "{options}");
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::guest_image::GuestImage;
 use crate::machine::HostKind;
 use crate::plan::Shape;
 
-/// This process's own program.
+/// This process's own program, whatever is at its path by now.
 const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// Everything that goes into a template. Starts whose inputs are equal but for the
@@ -57,9 +57,8 @@ impl Inputs {
         host: HostKind,
         digests: &mut Digests,
     ) -> std::io::Result<Self> {
-        let own = std::env::current_exe()?;
-        let mut file = |path: &Path, read_at: &Path| {
-            digests.of(read_at).map(|digest| InputFile {
+        let mut file = |path: &Path| {
+            digests.of(path).map(|digest| InputFile {
                 path: path.to_owned(),
                 digest,
             })
@@ -70,11 +69,19 @@ impl Inputs {
             hardware: host == HostKind::Hardware,
             cpu: cpu_digest(),
             format: vmrun_vm::snapshot::FORMAT_VERSION,
-            // The program that runs, whatever is at its path by now.
-            vmrun: file(&own, Path::new(OWN_PROGRAM))?,
-            kernel: file(&image.kernel, &image.kernel)?,
-            initramfs: file(&image.initramfs, &image.initramfs)?,
+            vmrun: file(Path::new(OWN_PROGRAM))?,
+            kernel: file(&image.kernel)?,
+            initramfs: file(&image.initramfs)?,
         })
+    }
+
+    /// With paths that other processes, in other folders, know the files by.
+    pub fn with_whole_paths(mut self) -> std::io::Result<Self> {
+        self.vmrun.path = std::env::current_exe()?;
+        for file in [&mut self.kernel, &mut self.initramfs] {
+            file.path = std::path::absolute(&file.path)?;
+        }
+        Ok(self)
     }
 
     /// The name of templates with these inputs.

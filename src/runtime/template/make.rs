@@ -36,7 +36,8 @@ pub fn make(
     let control = session.freeze()?;
     machine.freeze(draft).map_err(Unavailable::Freeze)?;
     drop(control);
-    About::now(inputs.clone())
-        .write(draft)
+    let inputs = inputs.clone().with_whole_paths();
+    inputs
+        .and_then(|inputs| About::now(inputs).write(draft))
         .map_err(Unavailable::About)
 }

@@ -319,7 +319,8 @@ fn not_ours(stat: &Stat) -> Option<String> {
 pub(super) fn read_small(at: BorrowedFd, file: &str) -> io::Result<Vec<u8>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let opened = File::from(openat(at, file, flags, Mode::empty())?);
-    let mut bytes = Vec::new();
+    // Enough for most, so that one read gets them whole.
+    let mut bytes = Vec::with_capacity(8 << 10);
     opened.take(SMALL_MAX_BYTES).read_to_end(&mut bytes)?;
     Ok(bytes)
 }

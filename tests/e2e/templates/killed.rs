@@ -52,6 +52,22 @@ fn a_maker_that_is_killed_leaves_nothing_to_the_next_start() {
 }
 
 #[test]
+fn a_signal_ends_the_making_cleanly() {
+    let place = Place::empty();
+    // In the thread that waits for signals, before the machine runs.
+    let launch = Launch::new("strace")
+        .args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=ioctl"])
+        .args(["-e", "inject=ioctl:signal=TERM:when=15"])
+        .arg(vmrun())
+        .args(["template", "create"]);
+    let run = place.on(launch).finish();
+    assert_eq!(run.code(), 128 + 15, "{run:?}");
+    assert!(run.err().contains("ended by signal 15"), "{run:?}");
+    assert_eq!(place.left_overs(), [""; 0]);
+    assert!(place.list().is_empty());
+}
+
+#[test]
 fn what_a_killed_maker_leaves_is_pruned() {
     let place = Place::empty();
     killed(&place, "pwrite64", 20, &["template", "create"]);
