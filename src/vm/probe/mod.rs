@@ -37,6 +37,9 @@ pub enum ProbeError {
     /// /dev/kvm could not be opened.
     #[error("cannot open /dev/kvm")]
     Open(#[source] kvm_ioctls::Error),
+    /// /dev/kvm is another device.
+    #[error("/dev/kvm is not Linux KVM: its API version is {0}, not {API_VERSION}")]
+    Version(i32),
     /// KVM refused something that any KVM can do.
     #[error("KVM cannot {what}")]
     Kvm {
@@ -69,9 +72,11 @@ pub fn host_kind() -> Result<HostKind, ProbeError> {
         return try_ring0();
     }
     // Nothing can run it on the processor. Trying costs a millisecond and more.
-    Kvm::new()
-        .map(|_| HostKind::Software)
-        .map_err(ProbeError::Open)
+    let kvm = Kvm::new().map_err(ProbeError::Open)?;
+    match api_version(&kvm) {
+        API_VERSION => Ok(HostKind::Software),
+        other => Err(ProbeError::Version(other)),
+    }
 }
 
 /// Whether the processor offers VMX (Intel SDM vol. 2A, CPUID leaf 1) or SVM (AMD
