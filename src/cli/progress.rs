@@ -1,7 +1,7 @@
 //! What is told while something takes long: a line that lives on a terminal, a
 //! plain one elsewhere.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -10,18 +10,24 @@ use vmrun_runtime::template::{Notices, Ongoing};
 /// How often the line on a terminal is drawn anew.
 const REDRAW: Duration = Duration::from_millis(100);
 
+/// One write, so that lines of several processes do not mix. There is nowhere to
+/// tell that it failed.
+fn say(line: &str) {
+    let _ = std::io::stderr().write_all(format!("vmrun: {line}\n").as_bytes());
+}
+
 /// Tells it on stderr.
 pub struct Stderr;
 
 impl Notices for Stderr {
     fn warn(&self, line: &str) {
         log::warn!("{line}");
-        eprintln!("vmrun: warning: {line}");
+        say(&format!("warning: {line}"));
     }
 
     fn begin(&self, line: &str) -> Ongoing {
         if !std::io::stderr().is_terminal() {
-            eprintln!("vmrun: {line}");
+            say(line);
             return Ongoing::silent();
         }
         let bar = ProgressBar::new_spinner().with_message(line.to_owned());
