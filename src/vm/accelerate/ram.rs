@@ -87,7 +87,7 @@ impl Ram {
         // SAFETY: within the page, aligned to 8, and mapped as long as `self`; the
         // guest's own accesses are as good as atomic ones.
         Some(unsafe {
-            AtomicU64::from_ptr(page.add((address % PAGE & !7) as usize).cast().as_ptr())
+            AtomicU64::from_ptr(page.add(((address % PAGE) & !7) as usize).cast().as_ptr())
         })
     }
 

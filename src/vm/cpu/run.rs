@@ -147,10 +147,10 @@ fn run(vcpu: &mut VcpuFd, context: &VcpuContext, mut accelerator: Option<&mut Ac
     if let Err(ending) = run_until_over(vcpu, context, accelerator.as_deref_mut()) {
         context.outcome.end(ending);
     }
-    if let Some(accelerator) = accelerator {
-        if let Err(error) = accelerator.release(vcpu) {
-            context.outcome.end(Ending::Failed(chain(&error)));
-        }
+    if let Some(accelerator) = accelerator
+        && let Err(error) = accelerator.release(vcpu)
+    {
+        context.outcome.end(Ending::Failed(chain(&error)));
     }
 }
 
