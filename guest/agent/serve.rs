@@ -163,6 +163,15 @@ impl Agent {
                 }
                 Ok(())
             }
+            Request::Exec { process, .. } => self.report(&Report::ExecFailed {
+                process,
+                failure: state("exec: not yet"),
+            }),
+            Request::SignalAll { signal: _ } => Ok(()),
+            Request::Ask { tag, .. } => self.report(&Report::Answer {
+                tag,
+                answer: Err(state("not yet")),
+            }),
             // Handled by the loop.
             Request::PowerOff => Ok(()),
         }

@@ -69,6 +69,7 @@ pub fn resolve(spec: &Spec, mut warnings: Vec<String>) -> Result<Container, Erro
             device_rules: devices::rules(asked.devices().as_deref().unwrap_or_default())?,
             cgroup_writes: resources.cgroup_writes,
             process,
+            ..ContainerPlan::default()
         },
         warnings,
     })

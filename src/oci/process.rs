@@ -37,6 +37,7 @@ pub fn resolve(process: &Process, warnings: &mut Vec<String>) -> Result<ProcessP
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         oom_score_adj: oom_score_adj(process)?,
         rlimits: rlimits::resolve(process.rlimits().as_deref().unwrap_or_default())?,
+        ..ProcessPlan::default()
     })
 }
 

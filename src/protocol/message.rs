@@ -13,7 +13,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroize;
 
-use crate::plan::{ContainerPlan, WindowSize};
+use crate::plan::{Bytes, ContainerPlan, ProcessPlan, WindowSize};
 
 /// First frame, from the agent: it is up and its stream port is listening.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,6 +118,87 @@ pub enum Request {
     },
     /// Sync file systems and power the machine off.
     PowerOff,
+    /// Set up a further process in the running container, up to the point just
+    /// before its program runs. Answered by [`Report::ExecCreated`] or
+    /// [`Report::ExecFailed`]. The program runs once all its streams are connected:
+    /// [`Report::ExecStarted`] or [`Report::ExecFailed`].
+    Exec {
+        /// Its number: not [`INIT`], and never used before.
+        process: ProcessId,
+        /// What to run.
+        plan: Box<ProcessPlan>,
+    },
+    /// Send a signal (Linux x86-64 number) to every process of the container.
+    /// Never answered.
+    SignalAll {
+        /// 1..=64.
+        signal: u8,
+    },
+    /// Answered by [`Report::Answer`] with the same tag.
+    Ask {
+        /// Chosen by the host, to tell answers apart.
+        tag: u32,
+        /// What to do or to tell.
+        question: Question,
+    },
+}
+
+/// What the host asks about the container that exists, or asks of it as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Question {
+    /// Stop all its processes where they are (cgroup v2 `cgroup.freeze`).
+    /// Answered by [`Answer::Done`] once they stand.
+    Pause,
+    /// Let them go on. Answered by [`Answer::Done`].
+    Resume,
+    /// Write these files of its cgroup, as [`ContainerPlan::cgroup_writes`]. At the
+    /// first that fails those before are set back. Answered by [`Answer::Done`].
+    Update(Vec<(Bytes, Bytes)>),
+    /// Answered by [`Answer::Processes`].
+    Processes,
+    /// Answered by [`Answer::Statistics`].
+    Statistics,
+}
+
+/// The answer to a [`Question`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// It is done.
+    Done,
+    /// Processes of the container, by ascending pid, at most
+    /// [`Process::MAX_COUNT`].
+    Processes(Vec<Process>),
+    /// Files of the container's cgroup (`memory.current`) and their contents, those
+    /// of a fixed list that exist.
+    Statistics(Vec<(String, Bytes)>),
+}
+
+/// A process of the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Its number in the guest's own pid namespace.
+    pub pid: u32,
+    /// Its parent's.
+    pub parent: u32,
+    /// Its effective user in the guest.
+    pub uid: u32,
+    /// When it was started, in nanoseconds since 1970, UTC.
+    pub started_ns: u64,
+    /// Time on the processor, in nanoseconds.
+    pub cpu_ns: u64,
+    /// Arguments separated by spaces, or the name in brackets where there are none;
+    /// at most [`Process::MAX_COMMAND_BYTES`].
+    pub command: Bytes,
+    /// Which process of the host's asking it is, if it is one.
+    pub process: Option<ProcessId>,
+}
+
+impl Process {
+    /// Of how many processes the host is told.
+    pub const MAX_COUNT: usize = 256;
+
+    /// Longest command that the host is told.
+    pub const MAX_COMMAND_BYTES: usize = 128;
 }
 
 /// What the agent tells the host.
@@ -139,6 +220,33 @@ pub enum Report {
     /// The agent is prepared and waits for its connection to end: nothing that it
     /// does from now on is in the template. Only in answer to [`Task::Freeze`].
     Frozen,
+    /// A further process is set up; its streams are awaited.
+    ExecCreated {
+        /// Which one.
+        process: ProcessId,
+    },
+    /// Its program runs (its `execve` succeeded).
+    ExecStarted {
+        /// Which one.
+        process: ProcessId,
+    },
+    /// It could not be set up or run, and does not exist (any more).
+    ExecFailed {
+        /// Which one.
+        process: ProcessId,
+        /// Why.
+        failure: Failure,
+    },
+    /// What came of a [`Request::Ask`].
+    Answer {
+        /// The request's.
+        tag: u32,
+        /// The answer, or why there is none.
+        answer: Result<Answer, Failure>,
+    },
+    /// The kernel has killed a process of the container for lack of memory
+    /// (`oom_kill` of `memory.events` has grown).
+    OutOfMemory,
 }
 
 /// How a process ended.
@@ -268,5 +376,6 @@ mod tests {
         assert_eq!(number(&Report::Created), 0);
         assert_eq!(number(&Report::Started), 1);
         assert_eq!(number(&Report::Frozen), 4);
+        assert_eq!(number(&Report::OutOfMemory), 9);
     }
 }

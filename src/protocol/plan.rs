@@ -39,8 +39,28 @@ pub struct ContainerPlan {
     /// `linux.resources` as cgroup v2 files of the container's cgroup and what
     /// to write there (`memory.max`, `268435456`), in order.
     pub cgroup_writes: Vec<(Bytes, Bytes)>,
+    /// `linux.timeOffsets`: clock id (1 monotonic, 7 boottime), seconds and
+    /// nanoseconds; needs [`namespace::TIME`].
+    pub time_offsets: Vec<(u32, i64, u32)>,
+    /// `hooks.startContainer`: run in the container, in order, before its program.
+    pub start_container_hooks: Vec<Hook>,
     /// `process`.
     pub process: ProcessPlan,
+}
+
+/// A hook that runs in the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hook {
+    /// Absolute path in the container.
+    pub path: Bytes,
+    /// Arguments, the program's name among them.
+    pub args: Vec<Bytes>,
+    /// `NAME=value` strings.
+    pub env: Vec<Bytes>,
+    /// What it reads as standard input: the container's state (runtime.md).
+    pub stdin: Bytes,
+    /// After which it is killed and has failed.
+    pub timeout_s: Option<u32>,
 }
 
 /// Namespace bits: clone(2)'s `CLONE_NEW*`.
@@ -179,6 +199,49 @@ pub struct ProcessPlan {
     pub oom_score_adj: Option<i32>,
     /// `rlimits`.
     pub rlimits: Vec<Rlimit>,
+    /// `linux.seccomp`, installed in this order as the last step before the
+    /// program: the strictest answer of all counts (seccomp(2)).
+    pub seccomp: Vec<SeccompFilter>,
+    /// `linux.personality`: personality(2).
+    pub personality: Option<u32>,
+    /// `scheduler`: sched_setattr(2).
+    pub scheduler: Option<Scheduler>,
+    /// `ioPriority` as ioprio_set(2) has it: class in the upper 3 of 16 bits.
+    pub io_priority: Option<u16>,
+}
+
+/// One seccomp filter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeccompFilter {
+    /// `SECCOMP_FILTER_FLAG_*`.
+    pub flags: u32,
+    /// `struct sock_filter`, each as a number: code in bits 0..16, jt in 16..24, jf
+    /// in 24..32, k in 32..64. At most [`SeccompFilter::MAX_LEN`].
+    pub program: Vec<u64>,
+}
+
+impl SeccompFilter {
+    /// `BPF_MAXINSNS` of the kernel.
+    pub const MAX_LEN: usize = 4096;
+}
+
+/// `process.scheduler`, the fields of `struct sched_attr`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Scheduler {
+    /// `SCHED_*` number.
+    pub policy: u32,
+    /// `SCHED_FLAG_*`.
+    pub flags: u64,
+    /// For the normal policies.
+    pub nice: i32,
+    /// For the real-time policies.
+    pub priority: u32,
+    /// For the deadline policy, in nanoseconds.
+    pub runtime_ns: u64,
+    /// For the deadline policy, in nanoseconds.
+    pub deadline_ns: u64,
+    /// For the deadline policy, in nanoseconds.
+    pub period_ns: u64,
 }
 
 /// `process.user`.

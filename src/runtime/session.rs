@@ -379,6 +379,12 @@ fn described(report: &Report) -> String {
         Report::Failed(_) => "a failure".to_owned(),
         Report::Exited { process, .. } => format!("the end of process {process}"),
         Report::Frozen => "a template".to_owned(),
+        Report::ExecCreated { process } | Report::ExecStarted { process } => {
+            format!("a start of process {process}")
+        }
+        Report::ExecFailed { process, .. } => format!("a failure of process {process}"),
+        Report::Answer { .. } => "an answer".to_owned(),
+        Report::OutOfMemory => "a lack of memory".to_owned(),
     }
 }
 
