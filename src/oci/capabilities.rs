@@ -1,7 +1,20 @@
 //! `process.capabilities` (config.md, "Linux process").
 
 use oci_spec::runtime::{Capabilities as Names, Capability, LinuxCapabilities};
+use serde::Deserialize;
+use serde_json::Value;
 use vmrun_protocol::plan::Capabilities;
+
+/// Whether `name` is the name of a capability.
+pub(crate) fn is_known(name: &Value) -> bool {
+    Capability::deserialize(name).is_ok()
+}
+
+/// The capability of this name, as a bit; with or without `CAP_`, in any case.
+pub fn named(name: &str) -> Option<u64> {
+    let known = Capability::deserialize(Value::from(name)).ok()?;
+    Some(1 << number(known))
+}
 
 /// The five sets as bits. What the kernel cannot grant is left out with a
 /// warning rather than refused, as the specification asks: an effective

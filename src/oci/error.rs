@@ -1,4 +1,4 @@
-//! What can be wrong with a config.json.
+//! What can be wrong with a config.json, or a part of one.
 
 use std::io;
 
@@ -18,8 +18,10 @@ pub enum Error {
         max_bytes: u64,
     },
     /// Not JSON, or a property of the wrong type; the source names line and column.
-    #[error("config.json{}", at(.path))]
+    #[error("{document}{}", at(.path))]
     Malformed {
+        /// Which document it is: `config.json`, `process.json`, ...
+        document: &'static str,
         /// JSON path, empty if not known.
         path: String,
         /// What the parser says.

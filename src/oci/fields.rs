@@ -117,8 +117,8 @@ pub const FIELDS: &[Field] = &[
     enforced("process.capabilities.ambient", GUEST),
     enforced("process.noNewPrivileges", GUEST),
     enforced("process.oomScoreAdj", GUEST),
-    refused("process.scheduler", NOT_YET),
-    refused("process.ioPriority", NOT_YET),
+    enforced("process.scheduler", GUEST),
+    enforced("process.ioPriority", GUEST),
     refused("process.execCPUAffinity", NOT_YET),
     enforced("process.user.uid", GUEST),
     enforced("process.user.gid", GUEST),
@@ -190,20 +190,28 @@ pub const FIELDS: &[Field] = &[
 /// Most warnings about properties nobody knows.
 const MAX_UNKNOWN: usize = 16;
 
-/// Looks up every property of `config` that asks for something. A property that
-/// no version of the specification has is ignored with a warning, as the
+/// Looks up every property of `part` that asks for something; `part` is what
+/// config.json has at the JSON path `at`, and comes from `document`. A property
+/// that no version of the specification has is ignored with a warning, as the
 /// specification demands ("Extensibility").
-pub fn classify(config: &Value, warnings: &mut Vec<String>) -> Result<(), Error> {
+pub fn classify(
+    part: &Value,
+    document: &str,
+    at: &str,
+    warnings: &mut Vec<String>,
+) -> Result<(), Error> {
     let mut walk = Walk {
-        pattern: String::new(),
-        path: String::new(),
+        document,
+        pattern: at.to_owned(),
+        path: at.to_owned(),
         unknown: 0,
         warnings,
     };
-    walk.value(config)
+    walk.value(part)
 }
 
 struct Walk<'a> {
+    document: &'a str,
     /// Path as the table has it.
     pattern: String,
     /// Path with the numbers of list entries.
@@ -245,7 +253,7 @@ impl Walk<'_> {
 
     fn must_be(&self, what: &str) -> Error {
         let path = if self.path.is_empty() {
-            "config.json"
+            self.document
         } else {
             &self.path
         };
@@ -326,7 +334,7 @@ mod tests {
 
     fn classified(config: Value) -> Result<Vec<String>, String> {
         let mut warnings = Vec::new();
-        classify(&config, &mut warnings).map_err(|e| e.to_string())?;
+        classify(&config, "config.json", "", &mut warnings).map_err(|e| e.to_string())?;
         Ok(warnings)
     }
 

@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::{Container, Error, container, fields};
+use crate::{Container, Error, container, fields, spelling};
 
 /// Largest config.json that is read. The largest honest ones, with a long
 /// seccomp filter and many mounts, have some hundred KiB.
@@ -22,18 +22,34 @@ pub fn load(bundle: impl AsFd) -> Result<Container, Error> {
 
 /// Checks the text of a config.json.
 pub fn parse(json: &[u8]) -> Result<Container, Error> {
-    let spec: Spec = typed(json)?;
+    let mut warnings = Vec::new();
+    let spec: Spec = part(json, "config.json", "", &mut warnings)?;
+    container::resolve(&spec, warnings)
+}
+
+/// Parses a document that is config.json's part at the JSON path `at`, and looks
+/// all its properties up.
+pub(crate) fn part<T: DeserializeOwned>(
+    json: &[u8],
+    document: &'static str,
+    at: &str,
+    warnings: &mut Vec<String>,
+) -> Result<T, Error> {
     // Parsed a second time for the names of the properties alone: the typed form
     // drops those it does not know.
-    let names: Value = typed(json)?;
-    let mut warnings = Vec::new();
-    fields::classify(&names, &mut warnings)?;
-    container::resolve(&spec, warnings)
+    let mut names: Value = typed(json, document)?;
+    let known = if spelling::correct(at, &mut names, warnings) {
+        typed(names.to_string().as_bytes(), document)?
+    } else {
+        typed(json, document)?
+    };
+    fields::classify(&names, document, at, warnings)?;
+    Ok(known)
 }
 
 /// Duplicate properties, wrong types and nesting beyond 128 levels are errors
 /// that name the JSON path as well as line and column.
-fn typed<T: DeserializeOwned>(json: &[u8]) -> Result<T, Error> {
+fn typed<T: DeserializeOwned>(json: &[u8], document: &'static str) -> Result<T, Error> {
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     let parsed = serde_path_to_error::deserialize(&mut deserializer).map_err(|e| {
         let path = e.path().to_string();
@@ -44,13 +60,17 @@ fn typed<T: DeserializeOwned>(json: &[u8]) -> Result<T, Error> {
         } else {
             String::new()
         };
-        Error::Malformed { path, source }
+        Error::Malformed {
+            document,
+            path,
+            source,
+        }
     })?;
-    let malformed = |source| Error::Malformed {
+    deserializer.end().map_err(|source| Error::Malformed {
+        document,
         path: String::new(),
         source,
-    };
-    deserializer.end().map_err(malformed)?;
+    })?;
     Ok(parsed)
 }
 

@@ -1,9 +1,12 @@
 //! `process` (config.md, "Process").
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
 use oci_spec::runtime::{Process, User as SpecUser};
 use vmrun_protocol::plan::{Bytes, ProcessPlan, User, WindowSize};
 
-use crate::{Error, capabilities, rlimits, text};
+use crate::{Error, capabilities, rlimits, scheduling, text};
 
 /// Longest argument or variable that execve(2) takes (`MAX_ARG_STRLEN`), with its NUL.
 const MAX_STRING_BYTES: usize = 128 << 10;
@@ -13,17 +16,13 @@ const MAX_STRING_BYTES: usize = 128 << 10;
 const MAX_STRINGS_BYTES: usize = 2 << 20;
 
 /// `NGROUPS_MAX`.
-const MAX_GROUPS: usize = 65_536;
+pub(crate) const MAX_GROUPS: usize = 65_536;
 
 /// Resolves `process`. Its terminal gets the size that config.json names.
 pub fn resolve(process: &Process, warnings: &mut Vec<String>) -> Result<ProcessPlan, Error> {
-    let args = args(process)?;
-    let env = env(process)?;
-    let total: usize = args.iter().chain(&env).map(|s| s.len() + 9).sum();
-    if total > MAX_STRINGS_BYTES {
-        let problem = format!("with process.env takes {total} bytes, over {MAX_STRINGS_BYTES}");
-        return Err(Error::property("process.args", problem));
-    }
+    let args = args(process.args().as_deref().unwrap_or_default())?;
+    let env = env(process.env().as_deref().unwrap_or_default())?;
+    check_total(&args, &env)?;
     Ok(ProcessPlan {
         args,
         env,
@@ -37,12 +36,24 @@ pub fn resolve(process: &Process, warnings: &mut Vec<String>) -> Result<ProcessP
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         oom_score_adj: oom_score_adj(process)?,
         rlimits: rlimits::resolve(process.rlimits().as_deref().unwrap_or_default())?,
+        scheduler: scheduling::scheduler(process.scheduler().as_ref())?,
+        io_priority: scheduling::io_priority(process.io_priority().as_ref())?,
         ..ProcessPlan::default()
     })
 }
 
-fn args(process: &Process) -> Result<Vec<Bytes>, Error> {
-    let args = process.args().as_deref().unwrap_or_default();
+/// Each string costs a pointer and its NUL as well.
+pub(crate) fn check_total(args: &[Bytes], env: &[Bytes]) -> Result<(), Error> {
+    let total: usize = args.iter().chain(env).map(|s| s.len() + 9).sum();
+    if total > MAX_STRINGS_BYTES {
+        let problem = format!("with process.env takes {total} bytes, over {MAX_STRINGS_BYTES}");
+        return Err(Error::property("process.args", problem));
+    }
+    Ok(())
+}
+
+/// Checks `process.args`.
+pub(crate) fn args(args: &[String]) -> Result<Vec<Bytes>, Error> {
     if args.is_empty() {
         return Err(Error::property("process.args", "must not be empty"));
     }
@@ -52,8 +63,9 @@ fn args(process: &Process) -> Result<Vec<Bytes>, Error> {
     strings("process.args", args)
 }
 
-fn env(process: &Process) -> Result<Vec<Bytes>, Error> {
-    let env = process.env().as_deref().unwrap_or_default();
+/// Checks `process.env`. Of variables that are there twice the last value counts,
+/// as in runc, which sets them one by one.
+pub(crate) fn env(env: &[String]) -> Result<Vec<Bytes>, Error> {
     if let Some(i) = env
         .iter()
         .position(|e| e.find('=').is_none_or(|at| at == 0))
@@ -61,7 +73,19 @@ fn env(process: &Process) -> Result<Vec<Bytes>, Error> {
         let path = format!("process.env[{i}]");
         return Err(Error::property(path, "must be NAME=value"));
     }
-    strings("process.env", env)
+    let mut places = HashMap::new();
+    let mut unique: Vec<Bytes> = Vec::new();
+    for (variable, text) in strings("process.env", env)?.into_iter().zip(env) {
+        let name = text.split('=').next();
+        match places.entry(name) {
+            Entry::Occupied(place) => unique[*place.get()] = variable,
+            Entry::Vacant(place) => {
+                place.insert(unique.len());
+                unique.push(variable);
+            }
+        }
+    }
+    Ok(unique)
 }
 
 fn strings(path: &str, strings: &[String]) -> Result<Vec<Bytes>, Error> {
@@ -130,7 +154,7 @@ fn username(name: &str) -> Result<Bytes, Error> {
 }
 
 /// (uid_t)-1 means "leave it as it is" to setresuid(2) and chown(2).
-fn check_id(path: &str, id: u32) -> Result<u32, Error> {
+pub(crate) fn check_id(path: &str, id: u32) -> Result<u32, Error> {
     if id == u32::MAX {
         return Err(Error::property(path, format!("{id} is not an id")));
     }
@@ -190,6 +214,13 @@ mod tests {
     fn size_without_terminal_is_no_terminal() {
         let change = json!({"consoleSize": {"height": 24, "width": 80}});
         assert_eq!(resolved(change).unwrap().terminal, None);
+    }
+
+    #[test]
+    fn the_last_value_of_a_variable_counts() {
+        let plan = resolved(json!({"env": ["A=1", "B=2", "A=3", "AA=4"]})).unwrap();
+        let expected = [&b"A=3"[..], b"B=2", b"AA=4"];
+        assert_eq!(plan.env, expected);
     }
 
     #[test]
