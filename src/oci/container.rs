@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use oci_spec::runtime::{Linux, Spec};
 use vmrun_protocol::plan::{Bytes, ContainerPlan, namespace};
 
+use crate::host_limits::{self, HostLimits};
 use crate::mounts::{self, Mount};
 use crate::{Error, devices, mount_options, namespaces, process, resources, sysctl, text, version};
 
@@ -25,6 +26,10 @@ pub struct Container {
     pub memory_limit_bytes: Option<u64>,
     /// `linux.resources.cpu.cpus`: the CPUs of the host to run on.
     pub host_cpus: Option<Vec<usize>>,
+    /// What `linux.resources` asks of the machine's cgroup on the host.
+    pub host_limits: HostLimits,
+    /// `linux.cgroupsPath`, if there is one: see the runtime's `host_cgroup`.
+    pub cgroups_path: Option<String>,
     /// Everything that only the guest needs. Its mounts are still missing: they
     /// name exports, which the runtime opens.
     pub plan: ContainerPlan,
@@ -55,6 +60,8 @@ pub fn resolve(spec: &Spec, mut warnings: Vec<String>) -> Result<Container, Erro
         mounts,
         memory_limit_bytes: resources.memory_limit_bytes,
         host_cpus: resources.host_cpus,
+        host_limits: host_limits::resolve(asked)?,
+        cgroups_path: host_limits::cgroups_path(linux.cgroups_path().as_deref())?,
         plan: ContainerPlan {
             root_readonly: root.readonly().unwrap_or(false),
             root_propagation: root_propagation(linux)?,

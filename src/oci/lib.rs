@@ -15,6 +15,7 @@ pub mod devices;
 pub mod error;
 pub mod exec;
 pub mod fields;
+pub mod host_limits;
 pub mod load;
 pub mod mount_options;
 pub mod mounts;

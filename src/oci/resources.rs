@@ -108,7 +108,7 @@ const DEFAULT_PERIOD_US: u64 = 100_000;
 
 /// cgroup v1 shares (2..=262144, default 1024) as cgroup v2 weight (1..=10000,
 /// default 100): a curve through the smallest, the default and the largest.
-fn weight_of_shares(shares: u64) -> u64 {
+pub fn weight_of_shares(shares: u64) -> u64 {
     if shares <= 2 {
         return 1;
     }
@@ -153,14 +153,17 @@ fn resolve_unified(unified: &HashMap<String, String>, to: &mut Resources) -> Res
 }
 
 /// A limit that is set.
-#[derive(Clone, Copy)]
-enum Limit {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// None: an earlier one is lifted.
     None,
+    /// This much.
     At(u64),
 }
 
 impl Limit {
-    fn text(self) -> String {
+    /// As files of cgroup v2 have it.
+    pub fn text(self) -> String {
         match self {
             Self::None => "max".to_owned(),
             Self::At(n) => n.to_string(),
@@ -175,7 +178,7 @@ impl Limit {
     }
 }
 
-fn limit(path: &str, value: Option<i64>) -> Result<Option<Limit>, Error> {
+pub(crate) fn limit(path: &str, value: Option<i64>) -> Result<Option<Limit>, Error> {
     match value {
         None | Some(0) => Ok(None),
         Some(-1) => Ok(Some(Limit::None)),

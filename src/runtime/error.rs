@@ -132,6 +132,15 @@ pub enum Error {
     /// `process.terminal` is true, and stdin is none.
     #[error("process.terminal: standard input is not a terminal")]
     NoTerminal,
+    /// `--console-socket` cannot be used.
+    #[error(transparent)]
+    ConsoleSocket(#[from] crate::console::SocketError),
+    /// A hook failed.
+    #[error(transparent)]
+    Hook(#[from] crate::hooks::HookError),
+    /// The host's cgroup is not as asked for.
+    #[error(transparent)]
+    Cgroup(#[from] crate::host_cgroup::CgroupError),
     /// The host refused something.
     #[error("cannot {what}")]
     Host {

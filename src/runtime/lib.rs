@@ -4,10 +4,13 @@
 
 pub mod bundle;
 pub mod check;
+pub mod console;
 pub mod control;
 pub mod error;
 mod fatal;
 pub mod guest_image;
+pub mod hooks;
+pub mod host_cgroup;
 pub mod machine;
 pub mod monitor;
 mod mount_points;
