@@ -1,19 +1,26 @@
 //! A config.json, checked and resolved.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
-use oci_spec::runtime::{Linux, Spec};
+use oci_spec::runtime::{Linux, LinuxPersonality, LinuxPersonalityDomain, Spec};
 use vmrun_protocol::plan::{Bytes, ContainerPlan, namespace};
 
+use crate::hooks::HostHooks;
 use crate::host_limits::{self, HostLimits};
 use crate::mounts::{self, Mount};
-use crate::{Error, devices, mount_options, namespaces, process, resources, sysctl, text, version};
+use crate::{
+    Error, devices, hooks, mount_options, namespaces, process, resources, sysctl, text,
+    time_offsets, version,
+};
 
 const MAX_PATHS: usize = 1024;
 
 /// `__NEW_UTS_LEN`.
 const MAX_HOST_NAME_BYTES: usize = 64;
+
+/// Of linux/personality.h.
+const PER_LINUX32: u32 = 8;
 
 /// What a bundle asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +37,13 @@ pub struct Container {
     pub host_limits: HostLimits,
     /// `linux.cgroupsPath`, if there is one: see the runtime's `host_cgroup`.
     pub cgroups_path: Option<String>,
+    /// Network namespace of the host that the machine is to be in, by its path; else
+    /// one of its own.
+    pub network_namespace: Option<PathBuf>,
+    /// `hooks` that run on the host.
+    pub hooks: HostHooks,
+    /// `annotations`, for the state: nothing of a machine can be set by them.
+    pub annotations: BTreeMap<String, String>,
     /// Everything that only the guest needs. Its mounts are still missing: they
     /// name exports, which the runtime opens.
     pub plan: ContainerPlan,
@@ -48,9 +62,14 @@ pub fn resolve(spec: &Spec, mut warnings: Vec<String>) -> Result<Container, Erro
     let linux = spec.linux().as_ref().unwrap_or(&no_linux);
 
     let root_path = root_path(root.path())?;
-    let process = process::resolve(process, &mut warnings)?;
+    let mut process = process::resolve(process, &mut warnings)?;
+    process.personality = linux.personality().as_ref().map(personality);
+    let hooks = hooks::resolve(spec.hooks().as_ref())?;
     let mounts = mounts::resolve(spec.mounts().as_deref().unwrap_or_default())?;
-    let namespaces = namespaces::resolve(linux.namespaces().as_deref().unwrap_or_default())?;
+    let listed = namespaces::resolve(linux.namespaces().as_deref().unwrap_or_default())?;
+    let namespaces = listed.bits;
+    let no_offsets = HashMap::new();
+    let time_offsets = linux.time_offsets().as_ref().unwrap_or(&no_offsets);
     let no_sysctl = HashMap::new();
     let no_resources = Default::default();
     let asked = linux.resources().as_ref().unwrap_or(&no_resources);
@@ -62,6 +81,9 @@ pub fn resolve(spec: &Spec, mut warnings: Vec<String>) -> Result<Container, Erro
         host_cpus: resources.host_cpus,
         host_limits: host_limits::resolve(asked)?,
         cgroups_path: host_limits::cgroups_path(linux.cgroups_path().as_deref())?,
+        network_namespace: listed.network_path,
+        hooks: hooks.host,
+        annotations: annotations(spec),
         plan: ContainerPlan {
             root_readonly: root.readonly().unwrap_or(false),
             root_propagation: root_propagation(linux)?,
@@ -75,8 +97,9 @@ pub fn resolve(spec: &Spec, mut warnings: Vec<String>) -> Result<Container, Erro
             devices: devices::nodes(linux.devices().as_deref().unwrap_or_default())?,
             device_rules: devices::rules(asked.devices().as_deref().unwrap_or_default())?,
             cgroup_writes: resources.cgroup_writes,
+            time_offsets: time_offsets::resolve(time_offsets, namespaces)?,
+            start_container_hooks: hooks.start_container,
             process,
-            ..ContainerPlan::default()
         },
         warnings,
     })
@@ -99,6 +122,19 @@ fn root_path(path: &std::path::Path) -> Result<PathBuf, Error> {
         return Err(Error::property("root.path", "must not be empty"));
     }
     Ok(path.to_path_buf())
+}
+
+fn annotations(spec: &Spec) -> BTreeMap<String, String> {
+    let pairs = spec.annotations().iter().flatten();
+    pairs.map(|(k, v)| (k.clone(), v.clone())).collect()
+}
+
+/// The number of personality(2): it changes what uname(2) says of the machine.
+fn personality(asked: &LinuxPersonality) -> u32 {
+    match asked.domain() {
+        LinuxPersonalityDomain::PerLinux => 0,
+        LinuxPersonalityDomain::PerLinux32 => PER_LINUX32,
+    }
 }
 
 /// Private is what the guest's own mounts are; runc's default of slave means the
@@ -228,12 +264,13 @@ mod tests {
             (
                 &["linux", "namespaces", "2", "path"],
                 json!("/proc/1/ns/ipc"),
-                "linux.namespaces[2].path: joining a namespace is not supported yet",
+                "linux.namespaces[2].path: cannot be joined: a namespace of the host is not in \
+                 the machine, and no two containers share one",
             ),
             (
                 &["linux", "seccomp"],
                 json!({"defaultAction": "SCMP_ACT_ALLOW"}),
-                "linux.seccomp: not supported yet",
+                "linux.seccomp: not supported: comes next",
             ),
             (
                 &["linux", "rootfsPropagation"],
@@ -252,17 +289,48 @@ mod tests {
             ),
             (
                 &["hooks"],
-                json!({"poststop": [{"path": "/bin/true"}]}),
-                "hooks: not supported yet",
+                json!({"createContainer": [{"path": "/bin/true"}]}),
+                "hooks.createContainer: not supported: its programs are the host's and its \
+                 namespaces the guest's",
             ),
             (
                 &["linux", "uidMappings"],
                 json!([{"containerID": 0, "hostID": 1, "size": 1}]),
-                "linux.uidMappings: not supported: ids are not mapped yet",
+                "linux.uidMappings: not supported: ids are not mapped",
             ),
         ] {
             assert_eq!(changed(path, value).unwrap_err(), message);
         }
+    }
+
+    #[test]
+    fn what_the_runtime_keeps() {
+        let kept = changed(&["annotations"], json!({"a.b": "c"})).unwrap();
+        assert_eq!(kept.annotations.get("a.b").unwrap(), "c");
+        let path = json!("/proc/7/ns/net");
+        let kept = changed(&["linux", "namespaces", "1", "path"], path).unwrap();
+        assert_eq!(kept.network_namespace, Some("/proc/7/ns/net".into()));
+        let hooks = json!({"poststop": [{"path": "/p"}], "startContainer": [{"path": "/s"}]});
+        let kept = changed(&["hooks"], hooks).unwrap();
+        assert_eq!(kept.hooks.poststop.len(), 1);
+        assert_eq!(kept.plan.start_container_hooks[0].args, [b"/s"]);
+        let kept = changed(&["linux", "cgroupsPath"], json!("a:b:c")).unwrap();
+        assert_eq!(kept.cgroups_path.as_deref(), Some("a:b:c"));
+    }
+
+    #[test]
+    fn personalities() {
+        let of =
+            |value| changed(&["linux", "personality"], value).map(|c| c.plan.process.personality);
+        assert_eq!(of(json!({"domain": "LINUX"})), Ok(Some(0)));
+        assert_eq!(of(json!({"domain": "LINUX32"})), Ok(Some(8)));
+        assert_eq!(of(Value::Null), Ok(None));
+        assert_eq!(
+            of(json!({"domain": "LINUX", "flags": ["X"]})),
+            Err(
+                "linux.personality.flags: not supported: the specification has none yet".to_owned()
+            )
+        );
     }
 
     #[test]

@@ -80,7 +80,7 @@ pub fn process_from_flags(
         plan.cwd = text::container_path("--cwd", cwd.as_ref())?;
     }
     plan.env = env(plan.env, &flags.env)?;
-    process::check_total(&plan.args, &plan.env)?;
+    process::check_total("process.args", &plan.args, &plan.env)?;
     if let Some(user) = &flags.user {
         (plan.user.uid, plan.user.gid) = user_and_group(user, plan.user.gid)?;
         plan.user.name = None;
@@ -116,10 +116,7 @@ fn args(typed: &[OsString]) -> Result<Vec<Bytes>, Error> {
 
 /// The container's variables, then those that were typed: the last value counts.
 fn env(of_container: Vec<Bytes>, typed: &[String]) -> Result<Vec<Bytes>, Error> {
-    let typed = process::env(typed).map_err(|error| match error {
-        Error::Property { problem, .. } => Error::property("--env", problem),
-        other => other,
-    })?;
+    let typed = process::variables("--env", typed)?;
     let name = |variable: &[u8]| variable.split(|&b| b == b'=').next().map(<[u8]>::to_vec);
     let replaced: std::collections::HashSet<_> = typed.iter().map(|v| name(v)).collect();
     let mut env = of_container;
@@ -261,7 +258,7 @@ mod tests {
         );
         assert_eq!(
             with(|f| f.env = vec!["A".into()]),
-            "--env: must be NAME=value"
+            "--env[0]: must be NAME=value"
         );
         for user in ["www", "1:", ":1", "1:2:3", "-1", "4294967296", ""] {
             let mut flags = flags(&["x"]);

@@ -15,6 +15,7 @@ pub mod devices;
 pub mod error;
 pub mod exec;
 pub mod fields;
+pub mod hooks;
 pub mod host_limits;
 pub mod load;
 pub mod mount_options;
@@ -27,6 +28,7 @@ pub mod scheduling;
 mod spelling;
 pub mod sysctl;
 pub mod text;
+pub mod time_offsets;
 pub mod version;
 
 pub use container::Container;

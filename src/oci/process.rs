@@ -21,8 +21,8 @@ pub(crate) const MAX_GROUPS: usize = 65_536;
 /// Resolves `process`. Its terminal gets the size that config.json names.
 pub fn resolve(process: &Process, warnings: &mut Vec<String>) -> Result<ProcessPlan, Error> {
     let args = args(process.args().as_deref().unwrap_or_default())?;
-    let env = env(process.env().as_deref().unwrap_or_default())?;
-    check_total(&args, &env)?;
+    let env = variables("process.env", process.env().as_deref().unwrap_or_default())?;
+    check_total("process.args", &args, &env)?;
     Ok(ProcessPlan {
         args,
         env,
@@ -43,11 +43,11 @@ pub fn resolve(process: &Process, warnings: &mut Vec<String>) -> Result<ProcessP
 }
 
 /// Each string costs a pointer and its NUL as well.
-pub(crate) fn check_total(args: &[Bytes], env: &[Bytes]) -> Result<(), Error> {
+pub(crate) fn check_total(path: &str, args: &[Bytes], env: &[Bytes]) -> Result<(), Error> {
     let total: usize = args.iter().chain(env).map(|s| s.len() + 9).sum();
     if total > MAX_STRINGS_BYTES {
-        let problem = format!("with process.env takes {total} bytes, over {MAX_STRINGS_BYTES}");
-        return Err(Error::property("process.args", problem));
+        let problem = format!("with env takes {total} bytes, over {MAX_STRINGS_BYTES}");
+        return Err(Error::property(path, problem));
     }
     Ok(())
 }
@@ -63,19 +63,19 @@ pub(crate) fn args(args: &[String]) -> Result<Vec<Bytes>, Error> {
     strings("process.args", args)
 }
 
-/// Checks `process.env`. Of variables that are there twice the last value counts,
-/// as in runc, which sets them one by one.
-pub(crate) fn env(env: &[String]) -> Result<Vec<Bytes>, Error> {
+/// Checks a list of `NAME=value`. Of variables that are there twice the last value
+/// counts, as in runc, which sets them one by one.
+pub(crate) fn variables(path: &str, env: &[String]) -> Result<Vec<Bytes>, Error> {
     if let Some(i) = env
         .iter()
         .position(|e| e.find('=').is_none_or(|at| at == 0))
     {
-        let path = format!("process.env[{i}]");
+        let path = format!("{path}[{i}]");
         return Err(Error::property(path, "must be NAME=value"));
     }
     let mut places = HashMap::new();
     let mut unique: Vec<Bytes> = Vec::new();
-    for (variable, text) in strings("process.env", env)?.into_iter().zip(env) {
+    for (variable, text) in strings(path, env)?.into_iter().zip(env) {
         let name = text.split('=').next();
         match places.entry(name) {
             Entry::Occupied(place) => unique[*place.get()] = variable,
@@ -88,7 +88,8 @@ pub(crate) fn env(env: &[String]) -> Result<Vec<Bytes>, Error> {
     Ok(unique)
 }
 
-fn strings(path: &str, strings: &[String]) -> Result<Vec<Bytes>, Error> {
+/// Checks a list of strings for execve(2).
+pub(crate) fn strings(path: &str, strings: &[String]) -> Result<Vec<Bytes>, Error> {
     let string = |(i, string): (usize, &String)| {
         let path = format!("{path}[{i}]");
         if string.len() >= MAX_STRING_BYTES {
@@ -248,7 +249,7 @@ mod tests {
             ),
             (
                 json!({"args": many}),
-                "process.args: with process.env takes 2200210 bytes, over 2097152",
+                "process.args: with env takes 2200210 bytes, over 2097152",
             ),
             (
                 json!({"env": ["A=1", "B"]}),

@@ -17,9 +17,8 @@ pub fn bytes(path: &str, text: &str) -> Result<Bytes, Error> {
     Ok(text.as_bytes().to_vec())
 }
 
-/// An absolute path inside the container, without `..`: such a path has no
-/// meaning there that its author can rely on.
-pub fn container_path(path: &str, value: &Path) -> Result<Bytes, Error> {
+/// An absolute path.
+pub fn absolute_path(path: &str, value: &Path) -> Result<Bytes, Error> {
     // oci-spec reads paths from JSON strings, so they always are UTF-8.
     let text = value.to_str().unwrap_or_default();
     let checked = bytes(path, text)?;
@@ -33,7 +32,14 @@ pub fn container_path(path: &str, value: &Path) -> Result<Bytes, Error> {
         let problem = format!("is longer than {MAX_PATH_BYTES} bytes");
         return Err(Error::property(path, problem));
     }
-    if text.split('/').any(|part| part == "..") {
+    Ok(checked)
+}
+
+/// An absolute path inside the container, without `..`: such a path has no
+/// meaning there that its author can rely on.
+pub fn container_path(path: &str, value: &Path) -> Result<Bytes, Error> {
+    let checked = absolute_path(path, value)?;
+    if checked.split(|&b| b == b'/').any(|part| part == b"..") {
         return Err(Error::property(path, "must not contain \"..\""));
     }
     Ok(checked)
