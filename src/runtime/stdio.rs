@@ -46,6 +46,66 @@ impl HostStreams {
     }
 }
 
+/// The guest's ends, connected.
+#[derive(Debug)]
+pub enum GuestStreams {
+    /// Of a process with a terminal.
+    Terminal(UnixStream),
+    /// Of one without.
+    #[allow(missing_docs, reason = "each is the stream it names")]
+    Three {
+        stdin: UnixStream,
+        stdout: UnixStream,
+        stderr: UnixStream,
+    },
+}
+
+impl GuestStreams {
+    /// Opens those of `process`.
+    pub fn open(guest: &impl Guest, process: ProcessId, has_terminal: bool) -> Result<Self, Error> {
+        let open = |stream| {
+            open(guest, StreamHeader { process, stream }).map_err(Error::host("open a stream"))
+        };
+        Ok(if has_terminal {
+            Self::Terminal(open(Stream::Terminal)?)
+        } else {
+            Self::Three {
+                stdin: open(Stream::Stdin)?,
+                stdout: open(Stream::Stdout)?,
+                stderr: open(Stream::Stderr)?,
+            }
+        })
+    }
+
+    /// As descriptors: the terminal's, or those of stdin, stdout and stderr.
+    pub fn into_descriptors(self) -> Vec<OwnedFd> {
+        match self {
+            Self::Terminal(stream) => vec![stream.into()],
+            Self::Three {
+                stdin,
+                stdout,
+                stderr,
+            } => vec![stdin.into(), stdout.into(), stderr.into()],
+        }
+    }
+
+    /// From what [`Self::into_descriptors`] made, if it is that.
+    pub fn from_descriptors(descriptors: Vec<OwnedFd>) -> Option<Self> {
+        let mut streams = descriptors.into_iter().map(UnixStream::from);
+        let first = streams.next()?;
+        let rest = (streams.next(), streams.next(), streams.next());
+        match rest {
+            (None, None, None) => Some(Self::Terminal(first)),
+            (Some(stdout), Some(stderr), None) => Some(Self::Three {
+                stdin: first,
+                stdout,
+                stderr,
+            }),
+            _ => None,
+        }
+    }
+}
+
 /// The relays of one process.
 #[derive(Debug)]
 pub struct Relays {
@@ -61,31 +121,34 @@ impl Relays {
         has_terminal: bool,
         host: HostStreams,
     ) -> Result<Self, Error> {
-        let open = |stream| {
-            open(guest, StreamHeader { process, stream }).map_err(Error::host("open a stream"))
-        };
+        Self::over(GuestStreams::open(guest, process, has_terminal)?, host)
+    }
+
+    /// Starts to relay `guest`'s streams.
+    pub fn over(guest: GuestStreams, host: HostStreams) -> Result<Self, Error> {
         let (outputs, alive) = pipe_with(PipeFlags::CLOEXEC).map_err(Error::host("make a pipe"))?;
         let also_alive = alive.try_clone().map_err(Error::host("duplicate a pipe"))?;
-        if has_terminal {
-            let stream = open(Stream::Terminal)?;
-            let input = stream
-                .try_clone()
-                .map_err(Error::host("duplicate a stream"))?;
-            spawn("terminal in", move || relay_input(host.stdin, input))?;
-            spawn("terminal out", move || {
-                relay_output(stream, host.stdout, alive)
-            })?;
-        } else {
-            let (stdin, stdout, stderr) = (
-                open(Stream::Stdin)?,
-                open(Stream::Stdout)?,
-                open(Stream::Stderr)?,
-            );
-            spawn("stdin", move || relay_input(host.stdin, stdin))?;
-            spawn("stdout", move || relay_output(stdout, host.stdout, alive))?;
-            spawn("stderr", move || {
-                relay_output(stderr, host.stderr, also_alive)
-            })?;
+        match guest {
+            GuestStreams::Terminal(stream) => {
+                let input = stream
+                    .try_clone()
+                    .map_err(Error::host("duplicate a stream"))?;
+                spawn("terminal in", move || relay_input(host.stdin, input))?;
+                spawn("terminal out", move || {
+                    relay_output(stream, host.stdout, alive)
+                })?;
+            }
+            GuestStreams::Three {
+                stdin,
+                stdout,
+                stderr,
+            } => {
+                spawn("stdin", move || relay_input(host.stdin, stdin))?;
+                spawn("stdout", move || relay_output(stdout, host.stdout, alive))?;
+                spawn("stderr", move || {
+                    relay_output(stderr, host.stderr, also_alive)
+                })?;
+            }
         }
         Ok(Self { outputs })
     }
