@@ -73,13 +73,13 @@ pub fn resolve(spec: &Spec, mut warnings: Vec<String>) -> Result<Container, Erro
     let no_sysctl = HashMap::new();
     let no_resources = Default::default();
     let asked = linux.resources().as_ref().unwrap_or(&no_resources);
-    let resources = resources::resolve(asked)?;
+    let resources = resources::resolve(asked, None)?;
     Ok(Container {
         root_path,
         mounts,
         memory_limit_bytes: resources.memory_limit_bytes,
         host_cpus: resources.host_cpus,
-        host_limits: host_limits::resolve(asked)?,
+        host_limits: resources.host_limits,
         cgroups_path: host_limits::cgroups_path(linux.cgroups_path().as_deref())?,
         network_namespace: listed.network_path,
         hooks: hooks.host,

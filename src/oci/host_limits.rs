@@ -77,7 +77,7 @@ pub fn resolve(from: &LinuxResources) -> Result<HostLimits, Error> {
 }
 
 /// `0-3,7`; what it names is the kernel's business.
-fn list(path: &str, list: Option<&str>) -> Result<Option<String>, Error> {
+pub(crate) fn list(path: &str, list: Option<&str>) -> Result<Option<String>, Error> {
     let Some(list) = list.filter(|list| !list.is_empty()) else {
         return Ok(None);
     };

@@ -29,8 +29,11 @@ mod spelling;
 pub mod sysctl;
 pub mod text;
 pub mod time_offsets;
+pub mod unified;
+pub mod update;
 pub mod version;
 
 pub use container::Container;
 pub use error::Error;
 pub use exec::{ExecFlags, FurtherProcess};
+pub use update::{ResourceUpdate, UpdateFlags};

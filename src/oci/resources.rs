@@ -1,14 +1,12 @@
 //! `linux.resources` (config-linux.md, "Control groups") as files of the
 //! container's cgroup v2 in the guest. Conversions are runc's.
 
-use std::collections::HashMap;
-
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxPids, LinuxResources};
 use vmrun_protocol::plan::Bytes;
 
-use crate::{Error, text};
+use crate::host_limits::{self, HostLimits};
+use crate::{Error, text, unified};
 
-const MAX_UNIFIED: usize = 256;
 const MAX_CPUS: usize = 1024;
 
 /// What `linux.resources` asks for, without the device rules.
@@ -20,6 +18,8 @@ pub struct Resources {
     pub memory_limit_bytes: Option<u64>,
     /// `cpu.cpus`: the CPUs of the host that the machine may run on.
     pub host_cpus: Option<Vec<usize>>,
+    /// What the machine's cgroup on the host is asked for.
+    pub host_limits: HostLimits,
 }
 
 impl Resources {
@@ -29,32 +29,54 @@ impl Resources {
     }
 }
 
-/// Resolves memory, cpu, pids and unified.
-pub fn resolve(from: &LinuxResources) -> Result<Resources, Error> {
-    let mut to = Resources::default();
+/// Resolves all but the device rules. What a change of limits leaves out is as
+/// `before` has it, so far as one limit depends on another.
+pub fn resolve(from: &LinuxResources, before: Option<&HostLimits>) -> Result<Resources, Error> {
+    let mut to = Resources {
+        host_limits: host_limits::resolve(from)?,
+        ..Resources::default()
+    };
     if let Some(memory) = from.memory() {
-        resolve_memory(memory, &mut to)?;
+        resolve_memory(memory, before, &mut to)?;
     }
     if let Some(cpu) = from.cpu() {
-        resolve_cpu(cpu, &mut to)?;
+        resolve_cpu(cpu, before, &mut to)?;
     }
     if let Some(pids) = from.pids() {
         resolve_pids(pids, &mut to)?;
     }
-    if let Some(unified) = from.unified() {
-        resolve_unified(unified, &mut to)?;
+    for (i, huge) in from.hugepage_limits().iter().flatten().enumerate() {
+        if !is_page_size(huge.page_size()) {
+            let path = format!("linux.resources.hugepageLimits[{i}].pageSize");
+            return Err(Error::property(path, "must be a size (2MB, 1GB)"));
+        }
+    }
+    if let Some(files) = from.unified() {
+        unified::resolve(files, &mut to)?;
     }
     Ok(to)
 }
 
+/// As config-linux.md has it: a number and KB, MB or GB.
+fn is_page_size(text: &str) -> bool {
+    let number = ["KB", "MB", "GB"]
+        .iter()
+        .find_map(|unit| text.strip_suffix(unit));
+    number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+}
+
 /// As everywhere below: 0 leaves a limit alone and -1 lifts it. The guest has
 /// no swap, so a limit of swap holds without being written.
-fn resolve_memory(memory: &LinuxMemory, to: &mut Resources) -> Result<(), Error> {
+fn resolve_memory(
+    memory: &LinuxMemory,
+    before: Option<&HostLimits>,
+    to: &mut Resources,
+) -> Result<(), Error> {
     let limit = limit("linux.resources.memory.limit", memory.limit())?;
     let swap = self::limit("linux.resources.memory.swap", memory.swap())?;
     if let Some(Limit::At(swap)) = swap {
         let path = "linux.resources.memory.swap";
-        match limit {
+        match limit.or(before.and_then(|b| b.memory)) {
             Some(Limit::At(limit)) if swap >= limit => {}
             Some(Limit::At(limit)) => {
                 let problem = format!("counts memory in, so it must be at least its {limit}");
@@ -73,23 +95,36 @@ fn resolve_memory(memory: &LinuxMemory, to: &mut Resources) -> Result<(), Error>
     Ok(())
 }
 
-fn resolve_cpu(cpu: &LinuxCpu, to: &mut Resources) -> Result<(), Error> {
+fn resolve_cpu(
+    cpu: &LinuxCpu,
+    before: Option<&HostLimits>,
+    to: &mut Resources,
+) -> Result<(), Error> {
     if let Some(shares) = cpu.shares().filter(|&s| s != 0) {
         to.write("cpu.weight", weight_of_shares(shares));
     }
     let quota = limit("linux.resources.cpu.quota", cpu.quota())?;
     let period = cpu.period().filter(|&p| p != 0);
-    if quota.is_some() || period.is_some() {
-        let quota = quota.unwrap_or(Limit::None).text();
-        let period_us = period.unwrap_or(DEFAULT_PERIOD_US);
-        to.write("cpu.max", format!("{quota} {period_us}"));
+    let written = match (quota, period, before) {
+        (None, None, _) => None,
+        // The file keeps the period if it is not written.
+        (Some(quota), None, Some(_)) => Some(quota.text()),
+        (quota, period, before) => {
+            let quota = quota.or(before.and_then(|b| b.cpu_quota_us));
+            let quota = quota.unwrap_or(Limit::None).text();
+            let period_us = period.unwrap_or(DEFAULT_PERIOD_US);
+            Some(format!("{quota} {period_us}"))
+        }
+    };
+    if let Some(written) = written {
+        to.write("cpu.max", written);
     }
     if let Some(burst) = cpu.burst().filter(|&b| b != 0) {
         to.write("cpu.max.burst", burst);
     }
     match cpu.idle() {
-        None | Some(0) => {}
-        Some(1) => to.write("cpu.idle", 1),
+        None => {}
+        Some(idle @ 0..=1) => to.write("cpu.idle", idle),
         Some(_) => {
             return Err(Error::property(
                 "linux.resources.cpu.idle",
@@ -123,31 +158,6 @@ pub fn weight_of_shares(shares: u64) -> u64 {
 fn resolve_pids(pids: &LinuxPids, to: &mut Resources) -> Result<(), Error> {
     if let Some(limit) = limit("linux.resources.pids.limit", Some(pids.limit()))? {
         to.write("pids.max", limit.text());
-    }
-    Ok(())
-}
-
-fn resolve_unified(unified: &HashMap<String, String>, to: &mut Resources) -> Result<(), Error> {
-    text::at_most("linux.resources.unified", unified.len(), MAX_UNIFIED)?;
-    let mut sorted: Vec<_> = unified.iter().collect();
-    sorted.sort();
-    for (file, value) in sorted {
-        let known = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b);
-        let is_name = file.len() <= 64
-            && file.contains('.')
-            && !file.starts_with('.')
-            && file.bytes().all(known);
-        if !is_name {
-            let shown: String = file.chars().take(64).collect();
-            let problem = format!("{shown:?} is not a file of a cgroup");
-            return Err(Error::property("linux.resources.unified", problem));
-        }
-        let path = format!("linux.resources.unified.{file}");
-        let value = text::bytes(&path, value)?;
-        if value.len() > 4096 {
-            return Err(Error::property(path, "is longer than 4096 bytes"));
-        }
-        to.cgroup_writes.push((file.clone().into_bytes(), value));
     }
     Ok(())
 }
@@ -190,7 +200,7 @@ pub(crate) fn limit(path: &str, value: Option<i64>) -> Result<Option<Limit>, Err
 }
 
 /// `0-3,7` as cpuset(7) writes lists.
-fn cpu_list(path: &str, list: &str) -> Result<Vec<usize>, Error> {
+pub(crate) fn cpu_list(path: &str, list: &str) -> Result<Vec<usize>, Error> {
     let refuse = || Error::property(path, "must be a list of CPUs (0-3,7)");
     let number = |text: &str| {
         let number: usize = text.trim().parse().map_err(|_| refuse())?;
@@ -219,7 +229,7 @@ mod tests {
     use serde_json::{Value, json};
 
     fn resolved(resources: Value) -> Result<Resources, String> {
-        resolve(&serde_json::from_value(resources).unwrap()).map_err(|e| e.to_string())
+        resolve(&serde_json::from_value(resources).unwrap(), None).map_err(|e| e.to_string())
     }
 
     fn writes(resources: Value) -> Vec<(String, String)> {
@@ -302,17 +312,6 @@ mod tests {
     }
 
     #[test]
-    fn unified() {
-        assert_eq!(
-            writes(json!({"unified": {"memory.high": "1", "io.max": "8:0 rbps=1"}})),
-            pairs(&[("io.max", "8:0 rbps=1"), ("memory.high", "1")])
-        );
-        for file in ["../memory.max", "memory", "a/b.c", ".x", "m.\0"] {
-            assert!(resolved(json!({"unified": {file: "1"}})).is_err(), "{file}");
-        }
-    }
-
-    #[test]
     fn refusals() {
         for (resources, message) in [
             (
@@ -326,6 +325,10 @@ mod tests {
             (
                 json!({"memory": {"swap": 1}}),
                 "linux.resources.memory.swap: needs a memory.limit",
+            ),
+            (
+                json!({"hugepageLimits": [{"pageSize": "2M", "limit": 1}]}),
+                "linux.resources.hugepageLimits[0].pageSize: must be a size (2MB, 1GB)",
             ),
             (
                 json!({"cpu": {"idle": 2}}),
