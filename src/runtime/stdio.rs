@@ -77,6 +77,11 @@ impl GuestStreams {
         })
     }
 
+    /// Whether they are a terminal.
+    pub fn is_terminal(&self) -> bool {
+        matches!(self, Self::Terminal(_))
+    }
+
     /// As descriptors: the terminal's, or those of stdin, stdout and stderr.
     pub fn into_descriptors(self) -> Vec<OwnedFd> {
         match self {
