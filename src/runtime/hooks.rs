@@ -1,8 +1,9 @@
 //! Hooks on the host (config.md, "POSIX-platform Hooks").
 //!
 //! A hook runs in the namespaces and the cgroup of whoever calls [`run`], with the
-//! container's state as standard input, exactly the given environment, and in a
-//! process group of its own, which is killed when the hook's time is up.
+//! container's state as standard input, exactly the environment that config.json
+//! gives it (the caller's where it gives none, as in runc), and in a process group of
+//! its own, which is killed when the hook's time is up.
 //!
 //! As in runc, hooks run one after the other and the first that fails ends the
 //! series. What that means is the caller's business: a failed `prestart` or
@@ -22,7 +23,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
-use serde::{Deserialize, Serialize};
+use vmrun_oci::hooks::HostHook;
 
 use crate::error::chain;
 
@@ -48,22 +49,6 @@ impl fmt::Display for Point {
             Self::Poststop => "poststop",
         })
     }
-}
-
-/// One entry of a list of hooks, as config.json has it.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Hook {
-    /// Absolute path on the host.
-    pub path: PathBuf,
-    /// Arguments, the program's name among them; none is the path alone.
-    #[serde(default)]
-    pub args: Vec<String>,
-    /// `NAME=value`; nothing else is in its environment.
-    #[serde(default)]
-    pub env: Vec<String>,
-    /// Seconds after which it is killed and has failed.
-    #[serde(default)]
-    pub timeout: Option<u32>,
 }
 
 /// A hook that failed.
@@ -108,7 +93,7 @@ fn tail(stderr: &str) -> String {
 
 /// Runs `hooks` in order with `state_json` as standard input of each, and stops at
 /// the first that fails.
-pub fn run(point: Point, hooks: &[Hook], state_json: &[u8]) -> Result<(), HookError> {
+pub fn run(point: Point, hooks: &[HostHook], state_json: &[u8]) -> Result<(), HookError> {
     for (index, hook) in hooks.iter().enumerate() {
         run_one(point, index, hook, state_json)?;
     }
@@ -116,7 +101,7 @@ pub fn run(point: Point, hooks: &[Hook], state_json: &[u8]) -> Result<(), HookEr
 }
 
 /// Runs all of `hooks` in order; one that fails is worth a warning in the log.
-pub fn run_each(point: Point, hooks: &[Hook], state_json: &[u8]) {
+pub fn run_each(point: Point, hooks: &[HostHook], state_json: &[u8]) {
     for (index, hook) in hooks.iter().enumerate() {
         if let Err(error) = run_one(point, index, hook, state_json) {
             log::warn!("{}", chain(&error));
@@ -124,7 +109,7 @@ pub fn run_each(point: Point, hooks: &[Hook], state_json: &[u8]) {
     }
 }
 
-fn run_one(point: Point, index: usize, hook: &Hook, state: &[u8]) -> Result<(), HookError> {
+fn run_one(point: Point, index: usize, hook: &HostHook, state: &[u8]) -> Result<(), HookError> {
     let mut stderr = Vec::new();
     attend(hook, state, &mut stderr).map_err(|source| HookError {
         point,
@@ -136,10 +121,10 @@ fn run_one(point: Point, index: usize, hook: &Hook, state: &[u8]) -> Result<(), 
 }
 
 /// Runs `hook` to its end, and leaves the last of its standard error in `stderr`.
-fn attend(hook: &Hook, state: &[u8], stderr: &mut Vec<u8>) -> Result<(), Reason> {
+fn attend(hook: &HostHook, state: &[u8], stderr: &mut Vec<u8>) -> Result<(), Reason> {
     let started = Instant::now();
     let mut child = spawn(hook).map_err(Reason::Start)?;
-    let timeout = hook.timeout.map(|s| Duration::from_secs(s.into()));
+    let timeout = hook.timeout_s.map(|s| Duration::from_secs(s.into()));
     let attended = Attendance::of(&mut child)
         .and_then(|mut attendance| attendance.until(started, timeout, state, stderr));
     if !matches!(attended, Ok(true)) {
@@ -147,7 +132,7 @@ fn attend(hook: &Hook, state: &[u8], stderr: &mut Vec<u8>) -> Result<(), Reason>
     }
     let status = child.wait().map_err(Reason::Wait)?;
     if !attended.map_err(Reason::Wait)? {
-        return Err(Reason::Timeout(hook.timeout.unwrap_or_default()));
+        return Err(Reason::Timeout(hook.timeout_s.unwrap_or_default()));
     }
     if status.success() {
         Ok(())
@@ -156,7 +141,7 @@ fn attend(hook: &Hook, state: &[u8], stderr: &mut Vec<u8>) -> Result<(), Reason>
     }
 }
 
-fn spawn(hook: &Hook) -> io::Result<Child> {
+fn spawn(hook: &HostHook) -> io::Result<Child> {
     if !hook.path.is_absolute() {
         let problem = "the path of a hook must be absolute";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
@@ -165,13 +150,12 @@ fn spawn(hook: &Hook) -> io::Result<Child> {
     if let Some((name, args)) = hook.args.split_first() {
         command.arg0(name).args(args);
     }
+    if let Some(env) = &hook.env {
+        command
+            .env_clear()
+            .envs(env.iter().map(|e| e.split_once('=').unwrap_or((e, ""))));
+    }
     command
-        .env_clear()
-        .envs(
-            hook.env
-                .iter()
-                .map(|e| e.split_once('=').unwrap_or((e, ""))),
-        )
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

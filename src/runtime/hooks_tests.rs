@@ -1,15 +1,23 @@
 use super::*;
 use std::path::Path;
 
-fn shell(script: &str) -> Hook {
-    Hook {
-        path: "/bin/sh".into(),
+fn shell(script: &str) -> HostHook {
+    HostHook {
         args: vec!["sh".into(), "-c".into(), script.into()],
-        ..Hook::default()
+        ..program("/bin/sh")
     }
 }
 
-fn failure(hook: Hook) -> String {
+fn program(path: &str) -> HostHook {
+    HostHook {
+        path: path.into(),
+        args: Vec::new(),
+        env: Some(Vec::new()),
+        timeout_s: None,
+    }
+}
+
+fn failure(hook: HostHook) -> String {
     chain(&run(Point::Prestart, &[hook], b"{}").unwrap_err())
 }
 
@@ -23,11 +31,11 @@ fn state_arguments_and_environment_are_as_given() {
     let to = folder.path().join("out");
     let mut hook = shell("cat > $OUT; echo \"$0 $1 $A\" >> $OUT; /usr/bin/env >> $OUT");
     hook.args.extend(["name".into(), "arg".into()]);
-    hook.env = vec![
+    hook.env = Some(vec![
         format!("OUT={}", to.display()),
         "A=b=c".into(),
         "PWD=/".into(),
-    ];
+    ]);
     run(Point::CreateRuntime, &[hook], b"{\"a\":1}\n").unwrap();
     let text = text(&to);
     let mut lines: Vec<_> = text.lines().collect();
@@ -64,19 +72,13 @@ fn ends_are_told() {
         failure(shell("kill -9 $$")),
         "error running prestart hook #0 \"/bin/sh\": ended by signal 9"
     );
-    let none = Hook {
-        path: "/nonexistent".into(),
-        ..Hook::default()
-    };
+    let none = program("/nonexistent");
     assert_eq!(
         failure(none),
         "error running prestart hook #0 \"/nonexistent\": cannot be executed: \
          No such file or directory (os error 2)"
     );
-    let relative = Hook {
-        path: "true".into(),
-        ..Hook::default()
-    };
+    let relative = program("true");
     assert!(failure(relative).contains("must be absolute"));
 }
 
@@ -90,7 +92,7 @@ fn a_timeout_kills_the_whole_group() {
         lock.display()
     );
     let mut hook = shell(&script);
-    hook.timeout = Some(1);
+    hook.timeout_s = Some(1);
     assert_eq!(
         failure(hook),
         "error running prestart hook #0 \"/bin/sh\": ran past its timeout of 1 s"
@@ -105,7 +107,7 @@ fn more_state_than_a_pipe_holds_read_or_not() {
     let state = vec![b'x'; 1 << 20];
     let count = shell("[ $(wc -c) = 1048576 ]");
     let mut path = count.clone();
-    path.env = vec!["PATH=/bin:/usr/bin".into()];
+    path.env = Some(vec!["PATH=/bin:/usr/bin".into()]);
     run(Point::Prestart, &[path], &state).unwrap();
     run(Point::Prestart, &[shell("exit 0")], &state).unwrap();
 }
@@ -126,7 +128,7 @@ fn a_process_left_behind_is_not_waited_for() {
     let mut hook = shell("/bin/sleep 30 & echo $! > $OUT; exit 0");
     let folder = tempfile::tempdir().unwrap();
     let to = folder.path().join("pid");
-    hook.env = vec![format!("OUT={}", to.display())];
+    hook.env = Some(vec![format!("OUT={}", to.display())]);
     let started = Instant::now();
     run(Point::Poststart, &[hook], b"{}").unwrap();
     assert!(started.elapsed() < Duration::from_secs(20));

@@ -177,7 +177,3 @@ impl Proxy {
         }
     }
 }
-
-#[cfg(test)]
-#[path = "proxy_tests.rs"]
-mod tests;
