@@ -10,7 +10,7 @@ use crate::hooks::HostHooks;
 use crate::host_limits::{self, HostLimits};
 use crate::mounts::{self, Mount};
 use crate::{
-    Error, devices, hooks, mount_options, namespaces, process, resources, sysctl, text,
+    Error, devices, hooks, mount_options, namespaces, process, resources, seccomp, sysctl, text,
     time_offsets, version,
 };
 
@@ -64,6 +64,7 @@ pub fn resolve(spec: &Spec, mut warnings: Vec<String>) -> Result<Container, Erro
     let root_path = root_path(root.path())?;
     let mut process = process::resolve(process, &mut warnings)?;
     process.personality = linux.personality().as_ref().map(personality);
+    process.seccomp = seccomp::resolve(linux.seccomp().as_ref())?;
     let hooks = hooks::resolve(spec.hooks().as_ref())?;
     let mounts = mounts::resolve(spec.mounts().as_deref().unwrap_or_default())?;
     let listed = namespaces::resolve(linux.namespaces().as_deref().unwrap_or_default())?;
@@ -269,8 +270,15 @@ mod tests {
             ),
             (
                 &["linux", "seccomp"],
-                json!({"defaultAction": "SCMP_ACT_ALLOW"}),
-                "linux.seccomp: not supported: comes next",
+                json!({"defaultAction": "SCMP_ACT_NOTIFY"}),
+                "linux.seccomp.defaultAction: SCMP_ACT_NOTIFY is not supported: no program of \
+                 the host can look into the guest",
+            ),
+            (
+                &["linux", "seccomp"],
+                json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/s"}),
+                "linux.seccomp.listenerPath: not supported: no program of the host can look into \
+                 the guest",
             ),
             (
                 &["linux", "rootfsPropagation"],

@@ -25,6 +25,7 @@ pub mod process;
 pub mod resources;
 pub mod rlimits;
 pub mod scheduling;
+pub mod seccomp;
 mod spelling;
 pub mod sysctl;
 pub mod text;
