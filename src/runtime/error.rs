@@ -141,6 +141,15 @@ pub enum Error {
     /// The host's cgroup is not as asked for.
     #[error(transparent)]
     Cgroup(#[from] crate::host_cgroup::CgroupError),
+    /// The state of a container.
+    #[error(transparent)]
+    State(#[from] crate::state::StateError),
+    /// The monitor of a container could not be asked, or says no.
+    #[error(transparent)]
+    Monitor(#[from] crate::monitor::client::ClientError),
+    /// To be resumed, and was not paused.
+    #[error("container not paused")]
+    NotPaused,
     /// The host refused something.
     #[error("cannot {what}")]
     Host {

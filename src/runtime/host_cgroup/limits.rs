@@ -113,6 +113,12 @@ impl<'a> List<'a> {
             return;
         };
         let [memory, both, low] = asked.map(|limit| limit.map(|l| self.with_overhead(l)));
+        if is_below_use(folder, memory) {
+            // A machine does not give memory back: the kernel would kill it. The
+            // container's limit holds in the guest.
+            log::warn!("the machine uses more memory than its new limit, which is left as it is");
+            return;
+        }
         if folder.is_unified() {
             if let Some(memory) = memory {
                 self.add(folder, "memory.max", memory.text());
@@ -244,6 +250,15 @@ fn v1(limit: Limit) -> String {
         Limit::None => "-1".to_owned(),
         Limit::At(n) => n.to_string(),
     }
+}
+
+fn is_below_use(folder: &Folder, limit: Option<Limit>) -> bool {
+    let file = match folder.is_unified() {
+        true => "memory.current",
+        false => "memory.usage_in_bytes",
+    };
+    let used: Option<u64> = folder.read(file).ok().and_then(|t| t.trim().parse().ok());
+    matches!((limit, used), (Some(Limit::At(limit)), Some(used)) if used > limit)
 }
 
 /// Whether `to` is over what `file` says.

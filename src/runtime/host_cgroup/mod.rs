@@ -28,7 +28,7 @@ use vmrun_oci::host_limits::HostLimits;
 use folder::Folder;
 use layout::Layout;
 pub use limits::{MEMORY_OVERHEAD_MIB, PIDS_OVERHEAD};
-pub use statistics::HostStatistics;
+pub use statistics::{BlockDevice, HostStatistics};
 
 /// Who makes cgroups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

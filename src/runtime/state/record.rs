@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::id::Id;
 use super::process::ProcessName;
+use crate::host_cgroup::HostCgroup;
 
 /// Version of [`Record`] and of the messages of the monitor's socket.
 pub const VERSION: u32 = 1;
@@ -34,7 +35,7 @@ pub struct Record {
     /// Who created it.
     pub owner_uid: u32,
     /// Its cgroups on the host, if it has any of its own.
-    pub cgroup: Option<serde_json::Value>,
+    pub cgroup: Option<HostCgroup>,
     /// `hooks` of config.json, for those that run later; `null` if there are none.
     pub hooks: serde_json::Value,
 }
