@@ -7,6 +7,11 @@ use std::sync::OnceLock;
 use clap::error::ErrorKind;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
+use super::events::EventsArgs;
+use super::exec::ExecArgs;
+use super::ps::PsArgs;
+use super::update::UpdateArgs;
+
 /// Runs OCI containers, each inside its own microVM.
 #[derive(Debug, Parser)]
 #[command(name = "vmrun", version = version(), disable_version_flag = true)]
@@ -64,6 +69,26 @@ pub enum LogFormat {
 pub enum Verb {
     /// Run a container from a bundle; the exit code is the container's
     Run(Box<RunArgs>),
+    /// Run a process in a container
+    Exec(Box<ExecArgs>),
+    /// Show the processes of a container
+    Ps(PsArgs),
+    /// Stop all processes of a container where they are
+    Pause {
+        /// The container
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+    /// Let the processes of a paused container go on
+    Resume {
+        /// The container
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+    /// Change the limits of a container
+    Update(Box<UpdateArgs>),
+    /// Show what a container uses, and when it lacks memory
+    Events(EventsArgs),
     /// Show what this host offers
     Check {
         /// Print JSON

@@ -3,12 +3,17 @@
 
 mod args;
 mod check;
+mod events;
+mod exec;
 mod log_file;
+mod pause;
 mod progress;
+mod ps;
 mod run;
 mod settings;
 mod size;
 mod template;
+mod update;
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -17,7 +22,9 @@ use std::time::Instant;
 
 use vmrun_runtime::error::chain;
 
-use settings::{Action, Settings, UsageError};
+use vmrun_runtime::state::Container;
+
+use settings::{Action, Of, Settings, UsageError};
 
 /// Exit code of a wrong command line.
 const USAGE: u8 = 2;
@@ -49,6 +56,12 @@ pub fn run(argv: Vec<OsString>, started: Instant) -> ExitCode {
     match settings.action {
         Action::Check { json, guest_dir } => check::check(json, &guest_dir),
         Action::Run { request, trace } => run::run(&request, trace.as_deref(), started),
+        Action::Exec { args, root } => exec::run(*args, root),
+        Action::Ps { of, format } => on(&of, |container| ps::run(container, format)),
+        Action::Pause(of) => on(&of, pause::pause),
+        Action::Resume(of) => on(&of, pause::resume),
+        Action::Update { of, limits } => on(&of, |container| update::run(container, &limits)),
+        Action::Events { of, every } => on(&of, |container| events::run(container, every)),
         Action::CreateTemplate(request) => template::create(&request),
         Action::ListTemplates { folder, format } => template::list(&folder, format),
         Action::RemoveTemplates { folder, keys } => template::remove(&folder, &keys),
@@ -56,9 +69,23 @@ pub fn run(argv: Vec<OsString>, started: Instant) -> ExitCode {
     }
 }
 
+/// Does something with a container that exists.
+fn on(of: &Of, verb: impl FnOnce(&Container) -> ExitCode) -> ExitCode {
+    match vmrun_runtime::exec::find(&of.root, &of.id) {
+        Ok(container) => verb(&container),
+        Err(error) => {
+            tell(&error);
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
 /// The whole chain of an error as one line on stderr, and in the log.
 fn tell(error: &dyn Error) {
-    let line = chain(error);
+    tell_line(&chain(error));
+}
+
+fn tell_line(line: &str) {
     log::error!("{line}");
     eprintln!("vmrun: {line}");
 }

@@ -1,12 +1,16 @@
 //! What was decided: every default is applied here.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use vmrun_runtime::plan::AskedShape;
+use vmrun_runtime::state;
 use vmrun_runtime::template::{self, CreateRequest, TemplateUse};
+use vmrun_runtime::update::Limits;
 use vmrun_runtime::{BootProtocol, RunRequest, guest_image};
 
 use super::args::{self, Args, Globals, ListFormat, LogFormat, RunArgs, TemplateVerb, Verb};
+use super::exec::ExecArgs;
 
 /// The command line cannot be meant.
 #[derive(Debug, PartialEq, Eq)]
@@ -40,12 +44,39 @@ pub struct LogSettings {
     pub debug: bool,
 }
 
+/// A container that is to exist.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Of {
+    /// Folder of all containers.
+    pub root: PathBuf,
+    pub id: String,
+}
+
 /// What to do.
 #[derive(Debug)]
 pub enum Action {
     Run {
         request: Box<RunRequest>,
         trace: Option<PathBuf>,
+    },
+    Exec {
+        args: Box<ExecArgs>,
+        root: PathBuf,
+    },
+    Ps {
+        of: Of,
+        format: ListFormat,
+    },
+    Pause(Of),
+    Resume(Of),
+    Update {
+        of: Of,
+        limits: Limits,
+    },
+    Events {
+        of: Of,
+        /// Once if there is none.
+        every: Option<Duration>,
     },
     Check {
         json: bool,
@@ -73,6 +104,24 @@ impl Settings {
         let action = match args.verb {
             Verb::Run(run) => decide_run(*run, &globals)?,
             Verb::Template(verb) => decide_template(verb, &globals)?,
+            Verb::Exec(args) => Action::Exec {
+                args,
+                root: state_folder(&globals),
+            },
+            Verb::Ps(args) => Action::Ps {
+                of: of(args.id(), &globals),
+                format: args.format,
+            },
+            Verb::Pause { id } => Action::Pause(of(id, &globals)),
+            Verb::Resume { id } => Action::Resume(of(id, &globals)),
+            Verb::Update(args) => Action::Update {
+                of: of(args.id.clone(), &globals),
+                limits: args.limits(),
+            },
+            Verb::Events(args) => Action::Events {
+                of: of(args.id, &globals),
+                every: (!args.stats).then_some(args.interval),
+            },
             Verb::Check { json } => Action::Check {
                 json,
                 guest_dir: guest_dir(&globals),
@@ -88,6 +137,17 @@ impl Settings {
             action,
         })
     }
+}
+
+fn of(id: String, globals: &Globals) -> Of {
+    Of {
+        root: state_folder(globals),
+        id,
+    }
+}
+
+fn state_folder(globals: &Globals) -> PathBuf {
+    state::own_folder(globals.root.as_deref())
 }
 
 fn guest_dir(globals: &Globals) -> PathBuf {

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use vmrun_oci::update::{ResourceUpdate, UpdateFlags, load_update, update_from_flags};
+pub use vmrun_oci::update::UpdateFlags;
+use vmrun_oci::update::{ResourceUpdate, load_update, update_from_flags};
 use vmrun_protocol::plan::Bytes;
 
 use crate::Error;

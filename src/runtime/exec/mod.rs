@@ -15,7 +15,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use vmrun_oci::exec::{ExecFlags, load_process, process_from_flags};
+pub use vmrun_oci::exec::ExecFlags;
+use vmrun_oci::exec::{load_process, process_from_flags};
 use vmrun_protocol::plan::ProcessPlan;
 
 use crate::pid_file;

@@ -22,7 +22,7 @@ mod root;
 pub use container::Container;
 pub use error::StateError;
 pub use id::Id;
-pub use place::folder;
+pub use place::{folder, own_folder};
 pub use process::{ProcessName, has_ended_within};
 pub use record::{Record, VERSION};
 pub use root::{Claim, Reserved, Root};

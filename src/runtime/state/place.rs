@@ -33,6 +33,12 @@ pub fn folder(
     format!("/tmp/vmrun-{uid}").into()
 }
 
+/// [`folder`], of whoever runs this process.
+pub fn own_folder(asked: Option<&Path>) -> PathBuf {
+    let uid = rustix::process::geteuid().as_raw();
+    folder(asked, uid, |name| std::env::var_os(name), Path::is_dir)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
