@@ -44,8 +44,8 @@ pub struct Globals {
     /// Folder for machine templates
     #[arg(long, value_name = "FOLDER", global = true)]
     pub template_dir: Option<PathBuf>,
-    /// Accepted as runc has it; cgroups on the host are not made yet
-    #[arg(long, global = true, hide = true)]
+    /// Have cgroups on the host made by systemd
+    #[arg(long, global = true)]
     pub systemd_cgroup: bool,
     /// Accepted as runc has it; nothing is different without root
     #[arg(long, global = true, hide = true, num_args = 0..=1, require_equals = true,
@@ -89,6 +89,56 @@ pub enum Verb {
     Update(Box<UpdateArgs>),
     /// Show what a container uses, and when it lacks memory
     Events(EventsArgs),
+    /// Create a container from a bundle, to be started
+    Create(Box<CreateArgs>),
+    /// Run the program of a created container
+    Start {
+        /// The container's id
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+    /// Show what a container is doing, as JSON
+    State {
+        /// The container's id
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+    /// Send a signal to a container's init
+    Kill {
+        /// To all its processes
+        #[arg(short, long)]
+        all: bool,
+        /// The container's id
+        #[arg(value_name = "ID")]
+        id: String,
+        /// Name, with or without SIG, or number [default: TERM]
+        #[arg(value_name = "SIGNAL", allow_negative_numbers = true)]
+        signal: Option<String>,
+    },
+    /// Forget a container that has ended
+    Delete {
+        /// Whatever it is doing; no error if there is none
+        #[arg(short, long)]
+        force: bool,
+        /// The container's id
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+    /// List containers
+    List {
+        /// How: table or json
+        #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+        format: String,
+        /// Only ids
+        #[arg(short, long)]
+        quiet: bool,
+    },
+    /// Not supported yet
+    #[command(hide = true, disable_help_flag = true)]
+    Checkpoint(Unsupported),
+    /// Not supported yet
+    #[command(hide = true, disable_help_flag = true)]
+    Restore(Unsupported),
     /// Show what this host offers
     Check {
         /// Print JSON
@@ -103,16 +153,72 @@ pub enum Verb {
     Other(Vec<OsString>),
 }
 
+/// Words of a verb that is refused.
+#[derive(Debug, clap::Args)]
+pub struct Unsupported {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub words: Vec<OsString>,
+}
+
 #[derive(Debug, clap::Args)]
 pub struct RunArgs {
-    /// The bundle's folder; with --bundle, the container's id
+    /// The bundle's folder or, with --bundle or in a bundle's folder, the container's id
     #[arg(value_name = "BUNDLE", required_unless_present = "bundle")]
     pub target: Option<OsString>,
+    /// Leave it running in the background
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Keep its state after its end
+    #[arg(long)]
+    pub keep: bool,
+    /// Accepted as runc has it: nothing is re-parented to vmrun
+    #[arg(long, hide = true)]
+    pub no_subreaper: bool,
+    #[command(flatten)]
+    pub container: ContainerArgs,
+    /// Write a timeline of the start there, in Chrome's trace format
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct CreateArgs {
+    /// The container's id
+    #[arg(value_name = "ID")]
+    pub id: String,
+    #[command(flatten)]
+    pub container: ContainerArgs,
+}
+
+/// A container that is to be made.
+#[derive(Debug, clap::Args)]
+pub struct ContainerArgs {
     /// The bundle's folder
     #[arg(short, long, value_name = "FOLDER")]
     pub bundle: Option<PathBuf>,
+    /// Unix socket that gets the container's terminal
+    #[arg(long, value_name = "SOCKET")]
+    pub console_socket: Option<PathBuf>,
+    /// Unix socket that gets a descriptor of the container's process
+    #[arg(long, value_name = "SOCKET")]
+    pub pidfd_socket: Option<PathBuf>,
+    /// File that gets the pid of the container's process
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// Accepted as runc has it: the guest's root is no ramdisk
+    #[arg(long, hide = true)]
+    pub no_pivot: bool,
+    /// Accepted as runc has it: the guest's keyrings are its own
+    #[arg(long, hide = true)]
+    pub no_new_keyring: bool,
+    /// Only 0: descriptors of the host mean nothing in a machine
+    #[arg(long, value_name = "N", hide = true, default_value_t = 0)]
+    pub preserve_fds: u32,
     #[command(flatten)]
     pub shape: Shape,
+    /// Memory that the host's cgroup allows beside the container's limit
+    #[arg(long, value_name = "SIZE", value_parser = super::size::parse_mib)]
+    pub memory_overhead: Option<u64>,
     /// Boot the machine instead of starting it from a template
     #[arg(long)]
     pub no_template: bool,
@@ -120,9 +226,6 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = pool(), conflicts_with = "no_template")]
     pub template_pool: u8,
-    /// Write a timeline of the start there, in Chrome's trace format
-    #[arg(long, value_name = "FILE")]
-    pub trace: Option<PathBuf>,
     #[command(flatten)]
     pub debugging: Debugging,
 }
@@ -283,7 +386,7 @@ mod tests {
         assert_eq!(run(&["folder"]).target, Some("folder".into()));
         let with_flags = run(&["--debug", "./x", "--memory", "64m"]);
         assert_eq!(with_flags.target, Some("./x".into()));
-        assert_eq!(with_flags.shape.memory, Some(64));
+        assert_eq!(with_flags.container.shape.memory, Some(64));
     }
 
     #[test]
@@ -350,8 +453,38 @@ mod tests {
         assert_eq!(args.globals.log_format, LogFormat::Json);
         assert_eq!(args.globals.rootless.as_deref(), Some("false"));
         let Verb::Run(run) = args.verb else { panic!() };
-        assert_eq!(run.bundle, Some("/b".into()));
+        assert_eq!(run.container.bundle, Some("/b".into()));
         assert_eq!(run.target, Some("id".into()));
+    }
+
+    #[test]
+    fn probes_for_checkpoints_are_no_help() {
+        for words in [
+            &["checkpoint", "--help"][..],
+            &["restore", "--lsm-mount-context"],
+            &["checkpoint", "--image-path", "/x", "id"],
+        ] {
+            let verb = typed(words).unwrap().verb;
+            assert!(matches!(verb, Verb::Checkpoint(_) | Verb::Restore(_)));
+        }
+    }
+
+    #[test]
+    fn kill_as_engines_call_it() {
+        let kill = |words: &[&str]| match typed(words).unwrap().verb {
+            Verb::Kill { all, id, signal } => (all, id, signal.unwrap_or_default()),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            kill(&["kill", "--all", "a", "9"]),
+            (true, "a".into(), "9".into())
+        );
+        assert_eq!(
+            kill(&["kill", "a", "KILL"]),
+            (false, "a".into(), "KILL".into())
+        );
+        assert_eq!(kill(&["kill", "a"]), (false, "a".into(), String::new()));
+        assert_eq!(kill(&["kill", "-a", "a", "-1"]).2, "-1");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod args;
 mod check;
+mod containers;
 mod events;
 mod exec;
 mod log_file;
@@ -21,7 +22,6 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use vmrun_runtime::error::chain;
-
 use vmrun_runtime::state::Container;
 
 use settings::{Action, Of, Settings, UsageError};
@@ -62,6 +62,17 @@ pub fn run(argv: Vec<OsString>, started: Instant) -> ExitCode {
         Action::Resume(of) => on(&of, pause::resume),
         Action::Update { of, limits } => on(&of, |container| update::run(container, &limits)),
         Action::Events { of, every } => on(&of, |container| events::run(container, every)),
+        Action::Create(request) => run::create(&request),
+        Action::Start(of) => containers::start(of),
+        Action::State(of) => containers::state(of),
+        Action::Kill { of, signal, all } => containers::kill(of, &signal, all),
+        Action::Delete { of, force } => containers::delete(of, force),
+        Action::List {
+            root,
+            format,
+            quiet,
+        } => containers::list(&root, &format, quiet),
+        Action::Unsupported(verb) => containers::unsupported(verb),
         Action::CreateTemplate(request) => template::create(&request),
         Action::ListTemplates { folder, format } => template::list(&folder, format),
         Action::RemoveTemplates { folder, keys } => template::remove(&folder, &keys),

@@ -38,3 +38,17 @@ impl Notices for Stderr {
         Ongoing::new(move || bar.finish_and_clear())
     }
 }
+
+/// Tells it in the log only: stderr is the container's.
+pub struct Log;
+
+impl Notices for Log {
+    fn warn(&self, line: &str) {
+        log::warn!("{line}");
+    }
+
+    fn begin(&self, line: &str) -> Ongoing {
+        log::debug!("{line}");
+        Ongoing::silent()
+    }
+}

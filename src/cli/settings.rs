@@ -1,15 +1,20 @@
 //! What was decided: every default is applied here.
 
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use vmrun_runtime::host_cgroup::{Driver, MEMORY_OVERHEAD_MIB};
 use vmrun_runtime::plan::AskedShape;
 use vmrun_runtime::state;
-use vmrun_runtime::template::{self, CreateRequest, TemplateUse};
+use vmrun_runtime::template::{self, TemplateUse};
 use vmrun_runtime::update::Limits;
-use vmrun_runtime::{BootProtocol, RunRequest, guest_image};
+use vmrun_runtime::{BootProtocol, CreateRequest, MachineRequest, RunRequest, guest_image};
 
-use super::args::{self, Args, Globals, ListFormat, LogFormat, RunArgs, TemplateVerb, Verb};
+use super::args::{
+    self, Args, ContainerArgs, CreateArgs, Globals, ListFormat, LogFormat, RunArgs, TemplateVerb,
+    Verb,
+};
 use super::exec::ExecArgs;
 
 /// The command line cannot be meant.
@@ -78,11 +83,29 @@ pub enum Action {
         /// Once if there is none.
         every: Option<Duration>,
     },
+    Create(Box<CreateRequest>),
+    Start(Of),
+    State(Of),
+    Kill {
+        of: Of,
+        signal: String,
+        all: bool,
+    },
+    Delete {
+        of: Of,
+        force: bool,
+    },
+    List {
+        root: PathBuf,
+        format: String,
+        quiet: bool,
+    },
+    Unsupported(&'static str),
     Check {
         json: bool,
         guest_dir: PathBuf,
     },
-    CreateTemplate(CreateRequest),
+    CreateTemplate(template::CreateRequest),
     ListTemplates {
         folder: PathBuf,
         format: ListFormat,
@@ -103,6 +126,25 @@ impl Settings {
         let globals = args.globals;
         let action = match args.verb {
             Verb::Run(run) => decide_run(*run, &globals)?,
+            Verb::Create(create) => decide_create(*create, &globals)?,
+            Verb::Start { id } => Action::Start(of(id, &globals)),
+            Verb::State { id } => Action::State(of(id, &globals)),
+            Verb::Kill { all, id, signal } => Action::Kill {
+                of: of(id, &globals),
+                signal: signal.unwrap_or_default(),
+                all,
+            },
+            Verb::Delete { force, id } => Action::Delete {
+                of: of(id, &globals),
+                force,
+            },
+            Verb::List { format, quiet } => Action::List {
+                root: state_folder(&globals),
+                format,
+                quiet,
+            },
+            Verb::Checkpoint(_) => Action::Unsupported("checkpoint"),
+            Verb::Restore(_) => Action::Unsupported("restore"),
             Verb::Template(verb) => decide_template(verb, &globals)?,
             Verb::Exec(args) => Action::Exec {
                 args,
@@ -169,7 +211,7 @@ fn decide_template(verb: TemplateVerb, globals: &Globals) -> Result<Action, Usag
         TemplateVerb::Create {
             shape,
             template_pool,
-        } => Action::CreateTemplate(CreateRequest {
+        } => Action::CreateTemplate(template::CreateRequest {
             shape: asked(&shape),
             guest_dir: guest_dir(globals),
             templates: TemplateUse {
@@ -191,24 +233,91 @@ fn asked(shape: &args::Shape) -> AskedShape {
 }
 
 fn decide_run(run: RunArgs, globals: &Globals) -> Result<Action, UsageError> {
-    let bundle = match (run.bundle, run.target) {
-        (Some(bundle), id) => {
-            if let Some(id) = id {
-                check_id(&id.to_string_lossy())?;
-            }
-            bundle
-        }
-        (None, Some(target)) => target.into(),
-        (None, None) => return Err(UsageError::new("no bundle")),
-    };
-    let templates = (!run.no_template).then(|| TemplateUse {
-        folder: template_folder(globals),
-        pool: run.template_pool,
-    });
-    let debugging = run.debugging;
+    let named = run.container.bundle.clone();
+    let (bundle, id) = bundle_and_id(named, run.target.as_deref(), Path::is_dir, Path::is_file)?;
+    let create = container(run.container, bundle, id, globals)?;
     let request = RunRequest {
+        create,
+        detach: run.detach,
+        keep: run.keep,
+    };
+    Ok(Action::Run {
+        request: Box::new(request),
+        trace: run.trace,
+    })
+}
+
+fn decide_create(create: CreateArgs, globals: &Globals) -> Result<Action, UsageError> {
+    let bundle = create.container.bundle.clone();
+    let bundle = bundle.unwrap_or_else(|| HERE.into());
+    let request = container(create.container, bundle, Some(create.id), globals)?;
+    Ok(Action::Create(Box::new(request)))
+}
+
+/// Where runc looks for a bundle.
+const HERE: &str = ".";
+
+/// What `run` runs: its one word is an id, as runc has it, where a bundle is named or
+/// is right here; else it is the bundle.
+fn bundle_and_id(
+    bundle: Option<PathBuf>,
+    word: Option<&OsStr>,
+    is_dir: fn(&Path) -> bool,
+    is_file: fn(&Path) -> bool,
+) -> Result<(PathBuf, Option<String>), UsageError> {
+    let id = |word: &OsStr| word.to_string_lossy().into_owned();
+    match (bundle, word) {
+        (Some(bundle), word) => Ok((bundle, word.map(id))),
+        (None, Some(word)) => {
+            let names_folder = word.as_encoded_bytes().contains(&b'/') || is_dir(Path::new(word));
+            if !names_folder && is_file(&Path::new(HERE).join("config.json")) {
+                return Ok((HERE.into(), Some(id(word))));
+            }
+            Ok((word.into(), None))
+        }
+        (None, None) => Err(UsageError::new("no bundle")),
+    }
+}
+
+fn container(
+    args: ContainerArgs,
+    bundle: PathBuf,
+    id: Option<String>,
+    globals: &Globals,
+) -> Result<CreateRequest, UsageError> {
+    if args.preserve_fds > 0 {
+        let problem = "--preserve-fds: descriptors of the host cannot be passed into a machine";
+        return Err(UsageError::new(problem));
+    }
+    let templates = (!args.no_template).then(|| TemplateUse {
+        folder: template_folder(globals),
+        pool: args.template_pool,
+    });
+    Ok(CreateRequest {
         bundle,
-        shape: asked(&run.shape),
+        root: state_folder(globals),
+        id,
+        machine: machine(args.debugging, asked(&args.shape), templates, globals),
+        driver: if globals.systemd_cgroup {
+            Driver::Systemd
+        } else {
+            Driver::Cgroupfs
+        },
+        overhead_mib: args.memory_overhead.unwrap_or(MEMORY_OVERHEAD_MIB),
+        console_socket: args.console_socket,
+        pidfd_socket: args.pidfd_socket,
+        pid_file: args.pid_file,
+    })
+}
+
+fn machine(
+    debugging: args::Debugging,
+    shape: AskedShape,
+    templates: Option<TemplateUse>,
+    globals: &Globals,
+) -> MachineRequest {
+    MachineRequest {
+        shape,
         guest_dir: guest_dir(globals),
         templates,
         kernel: debugging.kernel,
@@ -221,28 +330,12 @@ fn decide_run(run: RunArgs, globals: &Globals) -> Result<Action, UsageError> {
         console: debugging.console,
         serial: debugging.serial,
         profile: debugging.profile,
-    };
-    Ok(Action::Run {
-        request: Box::new(request),
-        trace: run.trace,
-    })
-}
-
-/// Ids are names of folders later; runc takes the same characters.
-fn check_id(id: &str) -> Result<(), UsageError> {
-    const MAX_BYTES: usize = 255;
-    let known = |b: u8| b.is_ascii_alphanumeric() || b"_+-.".contains(&b);
-    if id.is_empty() || id == "." || id == ".." || id.len() > MAX_BYTES || !id.bytes().all(known) {
-        let shown: String = id.chars().take(40).collect();
-        return Err(UsageError::new(format!("{shown:?} is not a container id")));
     }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     fn decided(words: &[&str]) -> Result<Settings, String> {
         let argv = ["vmrun"].iter().chain(words).map(|w| (*w).into()).collect();
@@ -250,9 +343,9 @@ mod tests {
         Settings::decide(args).map_err(|e| e.to_string())
     }
 
-    fn request(words: &[&str]) -> RunRequest {
+    fn request(words: &[&str]) -> CreateRequest {
         match decided(words).unwrap().action {
-            Action::Run { request, .. } => *request,
+            Action::Run { request, .. } => request.create,
             other => panic!("{other:?}"),
         }
     }
@@ -261,12 +354,15 @@ mod tests {
     fn defaults() {
         let request = request(&["--guest-dir", "/g", "run", "b"]);
         assert_eq!(request.bundle, Path::new("b"));
-        assert_eq!(request.guest_dir, Path::new("/g"));
-        assert_eq!(request.shape, AskedShape::default());
-        assert_eq!(request.boot_protocol, BootProtocol::Linux64);
-        assert_eq!(request.console, None);
-        assert!(!request.changes_machine());
-        assert_eq!(request.templates.unwrap().pool, 1);
+        assert_eq!(request.id, None);
+        assert_eq!(request.overhead_mib, MEMORY_OVERHEAD_MIB);
+        let machine = request.machine;
+        assert_eq!(machine.guest_dir, Path::new("/g"));
+        assert_eq!(machine.shape, AskedShape::default());
+        assert_eq!(machine.boot_protocol, BootProtocol::Linux64);
+        assert_eq!(machine.console, None);
+        assert!(!machine.changes_machine());
+        assert_eq!(machine.templates.unwrap().pool, 1);
     }
 
     #[test]
@@ -290,6 +386,8 @@ mod tests {
             "my-id.1",
         ]);
         assert_eq!(request.bundle, Path::new("/b"));
+        assert_eq!(request.id.as_deref(), Some("my-id.1"));
+        let request = request.machine;
         assert_eq!(request.shape.mem_size_mib, Some(1024));
         assert_eq!(request.shape.vcpu_count, Some(2));
         assert_eq!(request.kernel_params, ["a", "b=c"]);
@@ -300,7 +398,7 @@ mod tests {
 
     #[test]
     fn templates() {
-        let request = |words: &[&str]| request(&[words, &["b"]].concat()).templates;
+        let request = |words: &[&str]| request(&[words, &["b"]].concat()).machine.templates;
         assert_eq!(request(&["run", "--no-template"]), None);
         let pool = ["--template-dir", "/t", "run", "--template-pool", "3"];
         let usage = request(&pool).unwrap();
@@ -314,12 +412,26 @@ mod tests {
     }
 
     #[test]
-    fn ids() {
-        let long = "x".repeat(256);
-        for id in ["a/b", "..", "", "a b", "é", long.as_str()] {
-            let error = decided(&["run", "--bundle", "/b", id]).unwrap_err();
-            assert!(error.ends_with("is not a container id"), "{error}");
-        }
-        assert!(decided(&["run", "--bundle", "/b"]).is_ok());
+    fn what_the_word_of_run_is() {
+        let meant = |bundle: Option<&str>, word: &str, here: fn(&Path) -> bool| {
+            let is_dir = |path: &Path| path == Path::new("folder");
+            let bundle = bundle.map(PathBuf::from);
+            bundle_and_id(bundle, Some(word.as_ref()), is_dir, here).unwrap()
+        };
+        let bundle = |path: &str| (PathBuf::from(path), None);
+        let id = |path: &str, id: &str| (PathBuf::from(path), Some(id.to_owned()));
+        assert_eq!(meant(Some("/b"), "x", |_| false), id("/b", "x"));
+        assert_eq!(meant(None, "x", |_| true), id(".", "x"));
+        assert_eq!(meant(None, "x", |_| false), bundle("x"));
+        assert_eq!(meant(None, "folder", |_| true), bundle("folder"));
+        assert_eq!(meant(None, "a/b", |_| true), bundle("a/b"));
+    }
+
+    #[test]
+    fn descriptors_stay_on_the_host() {
+        let create = |n| decided(&["create", "--preserve-fds", n, "id"]);
+        assert!(create("0").is_ok());
+        let problem = create("1").unwrap_err();
+        assert!(problem.starts_with("--preserve-fds: "), "{problem}");
     }
 }

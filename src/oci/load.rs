@@ -74,7 +74,8 @@ fn typed<T: DeserializeOwned>(json: &[u8], document: &'static str) -> Result<T, 
     Ok(parsed)
 }
 
-fn read(bundle: impl AsFd) -> Result<Vec<u8>, Error> {
+/// The text of the config.json of the bundle folder `bundle`.
+pub fn read(bundle: impl AsFd) -> Result<Vec<u8>, Error> {
     // Non-blocking, so that a fifo of that name does not hang us.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = rustix::fs::openat(bundle, "config.json", flags, Mode::empty())

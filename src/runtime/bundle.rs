@@ -1,8 +1,8 @@
 //! The bundle: its config.json, and every path in it opened once.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
 use rustix::io::Errno;
@@ -15,6 +15,10 @@ use crate::Error;
 pub struct Bundle {
     /// What config.json asks for.
     pub container: Container,
+    /// Its text.
+    pub config: Vec<u8>,
+    /// Where the bundle is: absolute, without symbolic links.
+    pub path: PathBuf,
     /// The root file system's folder (`O_PATH`).
     pub root: OwnedFd,
     /// For every entry of `container.mounts`: the source, if it is a bind mount.
@@ -38,14 +42,24 @@ impl Bundle {
             path: path.to_owned(),
             source: e.into(),
         })?;
-        let container = vmrun_oci::load::load(&folder)?;
+        let config = vmrun_oci::load::read(&folder)?;
+        let container = vmrun_oci::load::parse(&config)?;
         let root = open_root(&folder, &container.root_path)?;
         let sources = open_sources(&folder, &container.mounts)?;
+        let own = format!("/proc/self/fd/{}", folder.as_raw_fd());
+        let path = std::fs::read_link(own).map_err(Error::host("find the bundle's path"))?;
         Ok(Self {
             container,
+            config,
+            path,
             root,
             sources,
         })
+    }
+
+    /// Where the container's root is.
+    pub fn rootfs(&self) -> PathBuf {
+        self.path.join(&self.container.root_path)
     }
 }
 

@@ -1,34 +1,58 @@
-//! The control connection without blocking: a guest that sends half a frame, or
-//! reads nothing, holds nobody up.
+//! Connections without blocking, to the agent in the guest and to verbs: who sends
+//! half a frame, or reads nothing, holds nobody up.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::event::PollFlags;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::{Serialize, de::DeserializeOwned};
 use vmrun_protocol::frame::{self, FrameError, MAX_TO_GUEST_BYTES, MAX_TO_HOST_BYTES};
 
 const HEADER_BYTES: usize = 4;
 
-/// While this much waits to be read by the guest, [`Control::try_queue`] drops.
+/// While this much waits to be read by the peer, [`Control::try_queue`] drops.
 const BACKLOG_MAX_BYTES: usize = 64 << 10;
 
-/// The host's end of the control connection.
+/// Longest payloads, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Caps {
+    /// That is received.
+    pub receive_bytes: usize,
+    /// That is sent.
+    pub send_bytes: usize,
+}
+
+/// Those of the connection to the agent.
+const AGENT: Caps = Caps {
+    receive_bytes: MAX_TO_HOST_BYTES,
+    send_bytes: MAX_TO_GUEST_BYTES,
+};
+
+/// Our end of a connection.
 #[derive(Debug)]
 pub struct Control {
     stream: UnixStream,
+    caps: Caps,
     inbox: Vec<u8>,
     outbox: Vec<u8>,
     closed: bool,
 }
 
 impl Control {
-    /// Takes over `stream`.
+    /// Takes over `stream`, the host's end of the agent's connection.
     pub fn new(stream: UnixStream) -> io::Result<Self> {
+        Self::with_caps(stream, AGENT)
+    }
+
+    /// Takes over `stream`.
+    pub fn with_caps(stream: UnixStream, caps: Caps) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         Ok(Self {
             stream,
+            caps,
             inbox: Vec::new(),
             outbox: Vec::new(),
             closed: false,
@@ -52,18 +76,41 @@ impl Control {
         flags
     }
 
-    /// Queues `message`; it leaves as fast as the guest reads.
+    /// Queues `message`; it leaves as fast as the peer reads.
     pub fn queue<T: Serialize>(&mut self, message: &T) -> Result<(), FrameError> {
-        frame::write(&mut self.outbox, message, MAX_TO_GUEST_BYTES)?;
+        frame::write(&mut self.outbox, message, self.caps.send_bytes)?;
         self.send()
     }
 
-    /// Queues `message` unless the guest is far behind; says whether it did.
+    /// Queues `message` unless the peer is far behind; says whether it did.
     pub fn try_queue<T: Serialize>(&mut self, message: &T) -> Result<bool, FrameError> {
         if self.outbox.len() > BACKLOG_MAX_BYTES {
             return Ok(false);
         }
         self.queue(message).map(|()| true)
+    }
+
+    /// Sends `message` with descriptors, at once; not if something waits already.
+    pub fn send_with_descriptors<T: Serialize>(
+        &mut self,
+        message: &T,
+        descriptors: &[BorrowedFd],
+    ) -> Result<(), FrameError> {
+        let mut whole = Vec::new();
+        frame::write(&mut whole, message, self.caps.send_bytes)?;
+        let busy = || FrameError::Io(io::ErrorKind::WouldBlock.into());
+        if !self.outbox.is_empty() {
+            return Err(busy());
+        }
+        let mut space =
+            vec![MaybeUninit::uninit(); SendAncillaryMessage::ScmRights(descriptors).size()];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+        let flags = SendFlags::NOSIGNAL;
+        let sent = sendmsg(&self.stream, &[IoSlice::new(&whole)], &mut ancillary, flags)
+            .map_err(|e| FrameError::Io(e.into()))?;
+        self.outbox.extend_from_slice(&whole[sent..]);
+        Ok(())
     }
 
     /// Sends and receives what is possible now.
@@ -79,8 +126,9 @@ impl Control {
             let len_bytes = u32::from_le_bytes(*header) as usize;
             let whole_bytes = len_bytes.saturating_add(HEADER_BYTES);
             // A length over the cap is refused by `read` as soon as it is there.
-            if len_bytes > MAX_TO_HOST_BYTES || self.inbox.len() >= whole_bytes {
-                let message = frame::read(&mut self.inbox.as_slice(), MAX_TO_HOST_BYTES)?;
+            let max_bytes = self.caps.receive_bytes;
+            if len_bytes > max_bytes || self.inbox.len() >= whole_bytes {
+                let message = frame::read(&mut self.inbox.as_slice(), max_bytes)?;
                 self.inbox.drain(..whole_bytes);
                 return Ok(Some(message));
             }
@@ -98,7 +146,7 @@ impl Control {
                 Ok(sent) => drop(self.outbox.drain(..sent)),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                // What the guest said last may still be there to be read.
+                // What the peer said last may still be there to be read.
                 Err(e) if e.kind() == io::ErrorKind::BrokenPipe => self.outbox.clear(),
                 Err(e) => return Err(FrameError::Io(e)),
             }
@@ -108,7 +156,7 @@ impl Control {
 
     fn receive(&mut self) -> Result<(), FrameError> {
         let mut piece = [0; 4096];
-        while !self.closed && self.inbox.len() < HEADER_BYTES + MAX_TO_HOST_BYTES {
+        while !self.closed && self.inbox.len() < HEADER_BYTES + self.caps.receive_bytes {
             match self.stream.read(&mut piece) {
                 Ok(0) => self.closed = true,
                 Ok(n) => self.inbox.extend_from_slice(&piece[..n]),

@@ -7,6 +7,9 @@ use std::time::Duration;
 use vmrun_protocol::frame::FrameError;
 use vmrun_protocol::message::FailureKind;
 
+use crate::monitor::client::ClientError;
+use crate::monitor::messages::Reason;
+
 /// Exit code of every error that is not the container's own, as runc has it.
 const FAILED: u8 = 1;
 /// Exit codes of a shell for a program that cannot be run.
@@ -150,6 +153,48 @@ pub enum Error {
     /// To be resumed, and was not paused.
     #[error("container not paused")]
     NotPaused,
+    /// It is not in the state for what was asked.
+    #[error(transparent)]
+    Wrong(#[from] crate::monitor::Wrong),
+    /// Not what `delete` is for.
+    #[error("cannot delete container {id} that is not stopped: {}", status.as_str())]
+    NotStopped {
+        /// Whose.
+        id: crate::state::Id,
+        /// What it is doing.
+        status: crate::state::Status,
+    },
+    /// What the monitor told of its end.
+    #[error("{line}")]
+    Reported {
+        /// The whole chain.
+        line: String,
+        /// The exit code.
+        code: u8,
+    },
+    /// Its monitor ended without a word.
+    #[error("the container's monitor ended before the container was created")]
+    MonitorEnded,
+    /// A console socket without a terminal to send, as runc has it.
+    #[error("cannot use console socket if vmrun will not detach or allocate tty")]
+    ConsoleUnused,
+    /// A terminal without a console socket, as runc has it.
+    #[error("cannot allocate tty if vmrun will detach without setting console socket")]
+    ConsoleMissing,
+    /// `--pid-file` cannot be written.
+    #[error(transparent)]
+    PidFile(#[from] crate::pid_file::PidFileError),
+    /// `--pidfd-socket` cannot be used.
+    #[error("pidfd socket {path:?}")]
+    PidfdSocket {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// What was typed is no signal.
+    #[error(transparent)]
+    Signal(#[from] crate::signal_name::SignalError),
     /// The host refused something.
     #[error("cannot {what}")]
     Host {
@@ -173,6 +218,12 @@ impl Error {
                 ..
             } => NOT_EXECUTABLE,
             Self::Interrupted(signal) => 128u8.saturating_add(*signal),
+            Self::Reported { code, .. } => *code,
+            Self::Monitor(ClientError::Refused(refusal)) => match refusal.reason {
+                Reason::NotFound => NOT_FOUND,
+                Reason::NotExecutable => NOT_EXECUTABLE,
+                Reason::State | Reason::Failed => FAILED,
+            },
             _ => FAILED,
         }
     }

@@ -1,178 +1,100 @@
-//! `vmrun run`: a bundle from its folder to its exit code.
+//! `run`: create, start, and, unless it is to run in the background, wait and
+//! delete.
 
-use std::path::PathBuf;
+use rustix::event::PollFlags;
+use rustix::process::Signal as HostSignal;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use rustix::thread::{CpuSet, sched_setaffinity};
-use vmrun_protocol::message::INIT;
-use vmrun_protocol::plan::WindowSize;
-use vmrun_vm::spec::BootProtocol;
-use vmrun_vm::trace::Timeline;
-
-use crate::bundle::Bundle;
-use crate::guest_image;
-use crate::plan::{self, AskedShape};
-use crate::session::{Deadlines, Session};
-use crate::signals::Signals;
-use crate::start::Start;
-use crate::stdio::{HostStreams, Relays};
-use crate::template::{Found, Notices, TemplateUse, Workshop};
-use crate::terminal::{self, RawTerminal};
-use crate::{Error, machine, mount_points};
+use crate::Error;
+use crate::create::{Born, CreateRequest, Telling, bring_up};
+use crate::monitor::FromMonitor;
+use crate::session::wait_for;
+use crate::signals::{Signal, Signals};
+use crate::state::Root;
+use crate::terminal::RawTerminal;
+use crate::verbs::start_created;
 
 /// What was decided about a run.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct RunRequest {
-    /// Folder of the bundle.
-    pub bundle: PathBuf,
-    /// Size of the machine.
-    pub shape: AskedShape,
-    /// Folder of the guest image.
-    pub guest_dir: PathBuf,
-    /// Another kernel than the image's.
-    pub kernel: Option<PathBuf>,
-    /// Another initramfs than the image's.
-    pub initramfs: Option<PathBuf>,
-    /// Further parameters of the guest kernel.
-    pub kernel_params: Vec<String>,
-    /// How the kernel is entered.
-    pub boot_protocol: BootProtocol,
-    /// File for the guest's console.
-    pub console: Option<PathBuf>,
-    /// File for the guest's early serial console.
-    pub serial: Option<PathBuf>,
-    /// File for samples of what the guest does.
-    pub profile: Option<PathBuf>,
-    /// Which templates to use; none to boot.
-    pub templates: Option<TemplateUse>,
+    /// The container.
+    pub create: CreateRequest,
+    /// Leave it running.
+    pub detach: bool,
+    /// Keep its state after its end.
+    pub keep: bool,
 }
 
-impl RunRequest {
-    /// Whether the machine is to be another than those of templates.
-    pub fn changes_machine(&self) -> bool {
-        let files = [&self.kernel, &self.initramfs, &self.console, &self.serial];
-        files.iter().any(|file| file.is_some())
-            || !self.kernel_params.is_empty()
-            || self.boot_protocol != BootProtocol::default()
-    }
-}
-
-/// Runs the container and returns its exit code. Whatever happens, nothing is
-/// left behind: every step is undone by the end of its scope.
-pub fn run(request: &RunRequest, notices: &dyn Notices, timeline: &Timeline) -> Result<u8, Error> {
+/// Runs the container. Its exit code, or 0 if it runs in the background.
+pub fn run(request: &RunRequest, telling: Telling) -> Result<u8, Error> {
     let signals = Signals::block().map_err(Error::host("receive signals"))?;
-    raise_descriptor_limit();
-    let bundle = Bundle::open(&request.bundle)?;
-    for warning in &bundle.container.warnings {
-        log::warn!("{warning}");
+    let mut born = bring_up(&request.create, telling, &signals, !request.detach)?;
+    born.or_undo(born.hand_over(&request.create))?;
+    if request.detach {
+        born.or_undo(start(&born, request))?;
+        return Ok(0);
     }
-    let shape = plan::shape(
-        request.shape,
-        bundle.container.memory_limit_bytes,
-        machine::host_mem_mib(),
-    )?;
-    let image = guest_image::find(
-        &request.guest_dir,
-        request.kernel.as_deref(),
-        request.initramfs.as_deref(),
-        shape.vcpu_count,
-    )?;
-    stay_on(bundle.container.host_cpus.as_deref())?;
-    let mut plan = plan::plan(bundle);
-    prepare_root(&plan)?;
-    let has_terminal = plan.container.process.terminal.is_some();
-    if has_terminal {
-        plan.container.process.terminal = Some(terminal_size(plan.container.process.terminal)?);
-    }
-    timeline.mark("bundle read");
-
-    let host = machine::host_kind()?;
-    timeline.mark("host probed");
-    let workshop = Workshop {
-        signals: &signals,
-        notices,
-    };
-    let start = Start {
-        request,
-        shape,
-        image,
-        host,
-        workshop,
-        timeline,
-    };
-    let started = start.machine(plan.exports)?;
-    let machine = started.machine;
-
-    let size = || terminal::window_size(rustix::stdio::stdin());
-    let deadlines = Deadlines::of(host, shape.mem_size_mib);
-    let mut session = Session::new(started.control, &machine, &signals, deadlines, size);
-    session.greet()?;
-    timeline.mark("agent ready");
-    session.create(plan.container)?;
-    timeline.mark("container created");
-    if let Some(folder) = started.unlearnt {
-        Found::learn(folder, &machine);
-    }
-    let relays = Relays::start(&machine, INIT, has_terminal, HostStreams::own()?)?;
-    let raw = has_terminal.then(|| RawTerminal::enter(rustix::stdio::stdin()));
-    let raw = raw.transpose()?;
-    let status = session.start().and_then(|()| {
-        timeline.mark("container started");
-        session.wait()
-    });
-    timeline.mark("container exited");
-    if status.is_ok() {
-        session.drain(&relays)?;
-    }
-    log::debug!("{}", machine.stop());
-    timeline.mark("machine stopped");
-    // What has left the guest arrives, however it ended.
-    relays.finish(&signals)?;
+    let raw = (born.has_terminal).then(|| RawTerminal::enter(rustix::stdio::stdin()));
+    let raw = born.or_undo(raw.transpose())?;
+    let result = start(&born, request).and_then(|()| attend(&mut born, &signals));
     drop(raw);
-    status.map(|status| status.shell_code())
+    if result.is_err() {
+        // It may be that the monitor has not noticed.
+        born.monitor.signal(HostSignal::KILL);
+        born.monitor.wait()?;
+    }
+    if !request.keep {
+        born.forget();
+    }
+    result
 }
 
-/// Every file that the guest knows is a descriptor of the file system server. The
-/// container's own limit is set in the guest. As many as the host allows will do.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        ..limit
-    };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        log::debug!("cannot raise the limit of open files: {error}");
+fn start(born: &Born, request: &RunRequest) -> Result<(), Error> {
+    let root = Root::make(&request.create.root)?;
+    start_created(&root.container(&born.record.id)?)
+}
+
+/// Passes signals on until the monitor has ended; its exit code.
+fn attend(born: &mut Born, signals: &Signals) -> Result<u8, Error> {
+    let mut talks = true;
+    let mut failure = None;
+    loop {
+        let interest = if talks {
+            PollFlags::IN
+        } else {
+            PollFlags::empty()
+        };
+        let fds = [
+            (signals.fd(), PollFlags::IN),
+            (born.monitor.pidfd(), PollFlags::IN),
+            (born.monitor.progress.fd(), interest),
+        ];
+        let [signalled, ended, said] = wait_for(fds, None)?;
+        if signalled {
+            forward(born, signals);
+        }
+        if said && talks {
+            match born.monitor.progress.hear() {
+                Ok(FromMonitor::Failed { line, code }) => {
+                    failure = Some(Error::Reported { line, code });
+                }
+                Ok(_) => {}
+                Err(_) => talks = false,
+            }
+        } else if ended {
+            let code = born.monitor.wait()?;
+            return failure.map_or(Ok(code), Err);
+        }
     }
 }
 
-/// `linux.resources.cpu.cpus`: threads inherit it, so it holds for all of them.
-fn stay_on(host_cpus: Option<&[usize]>) -> Result<(), Error> {
-    let Some(cpus) = host_cpus else {
-        return Ok(());
-    };
-    let mut set = CpuSet::new();
-    for &cpu in cpus {
-        set.set(cpu);
+fn forward(born: &Born, signals: &Signals) {
+    while let Some(signal) = signals.take() {
+        let number = match signal {
+            Signal::Forward(number) => i32::from(number),
+            Signal::Resize => libc::SIGWINCH,
+        };
+        if let Some(signal) = HostSignal::from_named_raw(number) {
+            born.monitor.signal(signal);
+        }
     }
-    sched_setaffinity(None, &set).map_err(Error::host("run on linux.resources.cpu.cpus"))
-}
-
-fn prepare_root(plan: &plan::Plan) -> Result<(), Error> {
-    let root = &plan.exports[0];
-    if root.read_only {
-        mount_points::make(&root.source, &plan.mount_points())
-            .map_err(Error::host("make the mount points in root.path"))?;
-    }
-    Ok(())
-}
-
-/// The terminal's own size, else the one in config.json.
-fn terminal_size(configured: Option<WindowSize>) -> Result<WindowSize, Error> {
-    let stdin = rustix::stdio::stdin();
-    if !terminal::is_terminal(stdin) {
-        return Err(Error::NoTerminal);
-    }
-    Ok(terminal::window_size(stdin)
-        .or(configured)
-        .unwrap_or_default())
 }

@@ -1,6 +1,7 @@
-//! The conversation with the agent: greet, create, start, until the container
-//! has ended. Everything the guest says is hostile; nothing here blocks on it
-//! but [`Session::wait`], which a signal ends.
+//! The conversation with the agent up to a container that is set up, or a machine
+//! that can become a template. Everything the guest says is hostile; nothing here
+//! blocks on it for longer than a deadline, and a signal ends each wait. What
+//! follows is [`crate::monitor`]'s.
 
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant, SystemTime};
@@ -10,17 +11,14 @@ use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use vmrun_protocol::VERSION;
 use vmrun_protocol::frame::FrameError;
-use vmrun_protocol::message::{
-    ExitStatus, Failure, Hello, INIT, Renewal, Report, Request, Seed, Task, Welcome,
-};
-use vmrun_protocol::plan::{ContainerPlan, WindowSize};
+use vmrun_protocol::message::{Failure, Hello, Renewal, Report, Request, Seed, Task, Welcome};
+use vmrun_protocol::plan::ContainerPlan;
 use zeroize::Zeroizing;
 
 use crate::Error;
 use crate::control::Control;
 use crate::machine::{Guest, HostKind};
 use crate::signals::{Signal, Signals};
-use crate::stdio::Relays;
 
 /// How long each step of a start may take.
 #[derive(Debug, Clone, Copy)]
@@ -68,41 +66,23 @@ pub struct Session<'a, G: Guest> {
     guest: &'a G,
     signals: &'a Signals,
     deadlines: Deadlines,
-    /// Tells the size of the container's terminal.
-    window_size: fn() -> Option<WindowSize>,
 }
 
 /// One thing that the host waits for.
 #[derive(Clone, Copy)]
 struct Step {
     doing: &'static str,
-    deadline: Option<Duration>,
-    on_signal: OnSignal,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum OnSignal {
-    /// There is no container yet.
-    End,
-    /// The container gets it.
-    Forward,
+    deadline: Duration,
 }
 
 impl<'a, G: Guest> Session<'a, G> {
     /// The agent is still to connect to the other end of `control`.
-    pub fn new(
-        control: Control,
-        guest: &'a G,
-        signals: &'a Signals,
-        deadlines: Deadlines,
-        window_size: fn() -> Option<WindowSize>,
-    ) -> Self {
+    pub fn new(control: Control, guest: &'a G, signals: &'a Signals, deadlines: Deadlines) -> Self {
         Self {
             control,
             guest,
             signals,
             deadlines,
-            window_size,
         }
     }
 
@@ -139,8 +119,7 @@ impl<'a, G: Guest> Session<'a, G> {
     fn greeting(&self) -> Step {
         Step {
             doing: "waiting for the agent in the guest",
-            deadline: Some(self.deadlines.agent_ready),
-            on_signal: OnSignal::End,
+            deadline: self.deadlines.agent_ready,
         }
     }
 
@@ -162,91 +141,37 @@ impl<'a, G: Guest> Session<'a, G> {
     }
 
     /// Sets the container up to the point just before its program runs.
-    pub fn create(&mut self, plan: ContainerPlan) -> Result<(), Error> {
+    pub fn create(mut self, plan: ContainerPlan) -> Result<Control, Error> {
         let step = Step {
             doing: "creating the container",
-            deadline: Some(self.deadlines.create),
-            on_signal: OnSignal::End,
+            deadline: self.deadlines.create,
         };
         self.send(step, &Request::Create(Box::new(plan)))?;
         match self.receive(step)? {
-            Report::Created => Ok(()),
+            Report::Created => Ok(self.control),
             other => Err(self.refused(step, other)),
         }
-    }
-
-    /// Runs the created container's program.
-    pub fn start(&mut self) -> Result<(), Error> {
-        let step = Step {
-            doing: "starting the container",
-            deadline: Some(self.deadlines.start),
-            on_signal: OnSignal::Forward,
-        };
-        self.send(step, &Request::Start)?;
-        match self.receive(step)? {
-            Report::Started => Ok(()),
-            other => Err(self.refused(step, other)),
-        }
-    }
-
-    /// Waits until the container's init has ended, forwarding signals.
-    pub fn wait(&mut self) -> Result<ExitStatus, Error> {
-        let step = Step {
-            doing: "running the container",
-            deadline: None,
-            on_signal: OnSignal::Forward,
-        };
-        match self.receive(step)? {
-            Report::Exited {
-                process: INIT,
-                status,
-            } => Ok(status),
-            other => Err(self.refused(step, other)),
-        }
-    }
-
-    /// Waits until all output has arrived on the host, or the machine has ended,
-    /// or the user has had enough of a reader that does not read.
-    pub fn drain(&mut self, relays: &Relays) -> Result<(), Error> {
-        loop {
-            let fds = [
-                (relays.outputs_fd(), PollFlags::IN),
-                (self.guest.ended_fd(), PollFlags::IN),
-                (self.signals.fd(), PollFlags::IN),
-            ];
-            let [done, ended, signalled] = wait_for(fds, None)?;
-            if done || ended {
-                return Ok(());
-            }
-            if signalled && self.next_ending_signal().is_some() {
-                return Ok(());
-            }
-        }
-    }
-
-    fn next_ending_signal(&self) -> Option<u8> {
-        std::iter::from_fn(|| self.signals.take()).find_map(Signal::ends_start)
     }
 
     fn send<T: serde::Serialize>(&mut self, step: Step, message: &T) -> Result<(), Error> {
         let sent = self.control.queue(message);
-        sent.map_err(|e| agent_error(step, e))
+        sent.map_err(|e| agent_error(step.doing, e))
     }
 
     /// The next message of the agent.
     fn receive<T: DeserializeOwned>(&mut self, step: Step) -> Result<T, Error> {
-        let until = step.deadline.map(|deadline| Instant::now() + deadline);
+        let until = Instant::now() + step.deadline;
         loop {
             match self.control.take_message() {
                 Ok(Some(message)) => return Ok(message),
                 Ok(None) => {}
                 Err(error) => return Err(self.broken(step, error)),
             }
-            let left = until.map(|at| at.saturating_duration_since(Instant::now()));
-            if left == Some(Duration::ZERO) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left == Duration::ZERO {
                 return Err(Error::Deadline {
                     doing: step.doing,
-                    deadline: step.deadline.unwrap_or_default(),
+                    deadline: step.deadline,
                 });
             }
             let fds = [
@@ -254,13 +179,13 @@ impl<'a, G: Guest> Session<'a, G> {
                 (self.guest.ended_fd(), PollFlags::IN),
                 (self.signals.fd(), PollFlags::IN),
             ];
-            let [talk, ended, signalled] = wait_for(fds, left)?;
+            let [talk, ended, signalled] = wait_for(fds, Some(left))?;
             if signalled {
-                self.on_signals(step)?;
+                self.on_signals()?;
             }
             if talk || ended {
                 let advanced = self.control.advance();
-                advanced.map_err(|e| agent_error(step, e))?;
+                advanced.map_err(|e| agent_error(step.doing, e))?;
             }
             if ended {
                 return self.last_message(step);
@@ -276,62 +201,53 @@ impl<'a, G: Guest> Session<'a, G> {
         }
     }
 
-    fn on_signals(&mut self, step: Step) -> Result<(), Error> {
-        while let Some(signal) = self.signals.take() {
-            if step.on_signal == OnSignal::End {
-                match signal.ends_start() {
-                    Some(number) => return Err(Error::Interrupted(number)),
-                    None => continue,
-                }
-            }
-            let request = match signal {
-                Signal::Forward(signal) => Request::Signal {
-                    process: INIT,
-                    signal,
-                },
-                Signal::Resize => match (self.window_size)() {
-                    Some(size) => Request::ResizeTerminal {
-                        process: INIT,
-                        size,
-                    },
-                    None => continue,
-                },
-            };
-            let queued = self.control.try_queue(&request);
-            if !queued.map_err(|e| agent_error(step, e))? {
-                log::warn!("{}: the agent does not listen, signal dropped", step.doing);
-            }
-        }
-        Ok(())
+    /// There is no container yet that could get them.
+    fn on_signals(&self) -> Result<(), Error> {
+        let ending = std::iter::from_fn(|| self.signals.take()).find_map(Signal::ends_start);
+        ending.map_or(Ok(()), |number| Err(Error::Interrupted(number)))
     }
 
-    /// The connection is closed, or nonsense came over it.
     fn broken(&self, step: Step, error: FrameError) -> Error {
-        if matches!(error, FrameError::Closed) {
-            let fds = [(self.guest.ended_fd(), PollFlags::IN)];
-            if let Ok([true]) = wait_for(fds, Some(ENDING_AFTER_CLOSE)) {
-                return self.ended(step);
-            }
-        }
-        agent_error(step, error)
+        broken(self.guest, step.doing, error)
     }
 
     fn ended(&self, step: Step) -> Error {
-        let ending = self.guest.ending();
-        Error::Ended {
-            doing: step.doing,
-            ending: ending.unwrap_or_else(|| "the machine ended".to_owned()),
-        }
+        ended(self.guest, step.doing)
     }
 
     fn refused(&self, step: Step, report: Report) -> Error {
         match report {
             Report::Failed(failure) => container_error(failure),
-            other => Error::Unexpected {
-                doing: step.doing,
-                report: described(&other),
-            },
+            other => unexpected(step.doing, &other),
         }
+    }
+}
+
+/// The agent's connection is closed, or nonsense came over it.
+pub(crate) fn broken(guest: &impl Guest, doing: &'static str, error: FrameError) -> Error {
+    if matches!(error, FrameError::Closed) {
+        let fds = [(guest.ended_fd(), PollFlags::IN)];
+        if let Ok([true]) = wait_for(fds, Some(ENDING_AFTER_CLOSE)) {
+            return ended(guest, doing);
+        }
+    }
+    agent_error(doing, error)
+}
+
+/// The machine has ended.
+pub(crate) fn ended(guest: &impl Guest, doing: &'static str) -> Error {
+    let ending = guest.ending();
+    Error::Ended {
+        doing,
+        ending: ending.unwrap_or_else(|| "the machine ended".to_owned()),
+    }
+}
+
+/// The agent reported what it could not.
+pub(crate) fn unexpected(doing: &'static str, report: &Report) -> Error {
+    Error::Unexpected {
+        doing,
+        report: described(report),
     }
 }
 
@@ -350,14 +266,12 @@ fn fresh_seed() -> Result<Seed, Error> {
     Ok(Seed::new(*bytes))
 }
 
-fn agent_error(step: Step, source: FrameError) -> Error {
-    Error::Agent {
-        doing: step.doing,
-        source,
-    }
+pub(crate) fn agent_error(doing: &'static str, source: FrameError) -> Error {
+    Error::Agent { doing, source }
 }
 
-fn container_error(failure: Failure) -> Error {
+/// What the agent could not do.
+pub(crate) fn container_error(failure: Failure) -> Error {
     let errno = (1..4096).contains(&failure.errno).then_some(failure.errno);
     Error::Container {
         what: shown(&failure.what),

@@ -69,14 +69,8 @@ fn talk_within<T>(
         create: deadline,
         start: deadline,
     };
-    let size = || {
-        Some(WindowSize {
-            rows: 24,
-            columns: 80,
-        })
-    };
     let control = Control::new(ours).unwrap();
-    let session = Session::new(control, &guest, &signals, deadlines, size);
+    let session = Session::new(control, &guest, &signals, deadlines);
     let result = host(session);
     agent.join().unwrap();
     result
@@ -102,35 +96,21 @@ fn stay(mut stream: UnixStream) {
     let _ = stream.read_to_end(&mut Vec::new());
 }
 
-fn whole(session: &mut Session<FakeGuest>) -> Result<ExitStatus, Error> {
-    session.greet()?;
-    session.create(ContainerPlan::default())?;
-    session.start()?;
-    session.wait()
-}
-
 #[test]
-fn a_whole_life() {
-    let status = talk(
-        LONG,
+fn up_to_a_container() {
+    let created = talk_once(
         |mut stream, _| {
             say(&mut stream, &hello(VERSION));
             assert_eq!(hear::<Welcome>(&mut stream).version, VERSION);
             assert!(matches!(hear(&mut stream), Request::Create(_)));
             say(&mut stream, &Report::Created);
-            assert_eq!(hear::<Request>(&mut stream), Request::Start);
-            say(&mut stream, &Report::Started);
-            say(
-                &mut stream,
-                &Report::Exited {
-                    process: INIT,
-                    status: ExitStatus::Code(7),
-                },
-            );
         },
-        whole,
+        |mut session| {
+            session.greet()?;
+            session.create(ContainerPlan::default())
+        },
     );
-    assert_eq!(status.unwrap(), ExitStatus::Code(7));
+    created.unwrap();
 }
 
 #[test]
@@ -192,47 +172,6 @@ fn each_start_gets_another_seed() {
 }
 
 #[test]
-fn signals_reach_the_container() {
-    let status = talk(
-        LONG,
-        |mut stream, _| {
-            say(&mut stream, &Report::Started);
-            let expected = [
-                Request::Signal {
-                    process: INIT,
-                    signal: 15,
-                },
-                Request::ResizeTerminal {
-                    process: INIT,
-                    size: WindowSize {
-                        rows: 24,
-                        columns: 80,
-                    },
-                },
-            ];
-            assert_eq!(hear::<Request>(&mut stream), Request::Start);
-            for request in expected {
-                assert_eq!(hear::<Request>(&mut stream), request);
-            }
-            say(
-                &mut stream,
-                &Report::Exited {
-                    process: INIT,
-                    status: ExitStatus::Signal(15),
-                },
-            );
-        },
-        |session| {
-            session.start()?;
-            crate::fatal::tests::raise(libc::SIGTERM);
-            crate::fatal::tests::raise(libc::SIGWINCH);
-            session.wait()
-        },
-    );
-    assert_eq!(status.unwrap().shell_code(), 143);
-}
-
-#[test]
 fn a_signal_before_there_is_a_container() {
     for (signal, code) in [
         (libc::SIGINT, 130),
@@ -291,26 +230,6 @@ fn another_version() {
 }
 
 #[test]
-fn reports_that_nobody_asked_for() {
-    let reports = [
-        Report::Started,
-        Report::Created,
-        Report::Exited {
-            process: 5,
-            status: ExitStatus::Code(0),
-        },
-    ];
-    for report in reports {
-        let unasked = move |mut stream: UnixStream, _| {
-            say(&mut stream, &report);
-            stay(stream);
-        };
-        let error = talk(LONG, unasked, |session| session.wait()).unwrap_err();
-        assert!(matches!(error, Error::Unexpected { .. }), "{error}");
-    }
-}
-
-#[test]
 fn failures_decide_the_exit_code() {
     for (kind, code) in [
         (FailureKind::NotFound, 127),
@@ -329,7 +248,8 @@ fn failures_decide_the_exit_code() {
             );
             stay(stream);
         };
-        let error = talk(LONG, failing, |session| session.start()).unwrap_err();
+        let create = |session: Session<FakeGuest>| session.create(ContainerPlan::default());
+        let error = talk_once(failing, create).unwrap_err();
         assert_eq!(error.exit_code(), code);
         assert_eq!(error.to_string(), "run \"x\"\u{fffd}[2J");
         let source = std::error::Error::source(&error).unwrap().to_string();
@@ -349,20 +269,4 @@ fn an_early_close_tells_how_the_machine_ended() {
         "waiting for the agent in the guest: the guest kernel panicked"
     );
     assert_eq!(error.exit_code(), 1);
-}
-
-#[test]
-fn the_last_report_counts_though_the_machine_has_ended() {
-    let leaving = |mut stream: UnixStream, mut end: UnixStream| {
-        say(
-            &mut stream,
-            &Report::Exited {
-                process: INIT,
-                status: ExitStatus::Code(3),
-            },
-        );
-        end.write_all(&[1]).unwrap();
-    };
-    let status = talk(LONG, leaving, |session| session.wait()).unwrap();
-    assert_eq!(status, ExitStatus::Code(3));
 }

@@ -6,22 +6,56 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use vmrun_vm::machine::RunningMachine;
-use vmrun_vm::spec::{FsExport, MachineSpec};
+use vmrun_vm::spec::{BootProtocol, FsExport, MachineSpec};
 use vmrun_vm::trace::Timeline;
 
 use crate::control::Control;
 use crate::error::chain;
 use crate::guest_image::GuestImage;
 use crate::machine::{self, HostKind};
-use crate::plan::Shape;
-use crate::run::RunRequest;
+use crate::plan::{AskedShape, Shape};
 use crate::template::{self, Found, Unavailable, Wanted, Workshop};
 use crate::{Error, template::TemplateUse};
+
+/// What was decided about a machine.
+#[derive(Debug, Clone, Default)]
+pub struct MachineRequest {
+    /// Its size.
+    pub shape: AskedShape,
+    /// Folder of the guest image.
+    pub guest_dir: PathBuf,
+    /// Another kernel than the image's.
+    pub kernel: Option<PathBuf>,
+    /// Another initramfs than the image's.
+    pub initramfs: Option<PathBuf>,
+    /// Further parameters of the guest kernel.
+    pub kernel_params: Vec<String>,
+    /// How the kernel is entered.
+    pub boot_protocol: BootProtocol,
+    /// File for the guest's console.
+    pub console: Option<PathBuf>,
+    /// File for the guest's early serial console.
+    pub serial: Option<PathBuf>,
+    /// File for samples of what the guest does.
+    pub profile: Option<PathBuf>,
+    /// Which templates to use; none to boot.
+    pub templates: Option<TemplateUse>,
+}
+
+impl MachineRequest {
+    /// Whether the machine is to be another than those of templates.
+    pub fn changes_machine(&self) -> bool {
+        let files = [&self.kernel, &self.initramfs, &self.console, &self.serial];
+        files.iter().any(|file| file.is_some())
+            || !self.kernel_params.is_empty()
+            || self.boot_protocol != BootProtocol::default()
+    }
+}
 
 /// What a machine is started with.
 pub struct Start<'a> {
     /// What was asked for.
-    pub request: &'a RunRequest,
+    pub request: &'a MachineRequest,
     /// Size of the machine.
     pub shape: Shape,
     /// What it boots.

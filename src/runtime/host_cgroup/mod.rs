@@ -158,6 +158,12 @@ impl HostCgroup {
         self.folders.iter().try_for_each(Folder::make)
     }
 
+    /// Moves this process out, to where it may end by itself, and removes what was
+    /// made.
+    pub fn leave(&self) {
+        self.remove_folders();
+    }
+
     fn remove_folders(&self) {
         for folder in &self.folders {
             if let Err(error) = folder.leave().and_then(|()| folder.remove()) {

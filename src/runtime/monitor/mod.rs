@@ -1,5 +1,22 @@
 //! The monitor: the process that a container is on the host. It holds the machine
 //! and serves those who ask for something.
 
+mod asks;
 pub mod client;
+mod door;
+mod execs;
+mod life;
 pub mod messages;
+mod progress;
+mod serve;
+mod spawn;
+mod state;
+
+pub use life::{Life, Stdout};
+pub use progress::FromMonitor;
+pub use serve::KILL_DEADLINE;
+pub use spawn::{Spawned, spawn};
+pub use state::{Event, State, Wrong};
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use vmrun_oci::hooks::HostHooks;
 
 use super::id::Id;
 use super::process::ProcessName;
@@ -18,8 +19,6 @@ pub const VERSION: u32 = 1;
 pub struct Record {
     /// [`VERSION`] of who wrote it.
     pub version: u32,
-    /// `ociVersion` of its config.json.
-    pub oci_version: String,
     /// The container's id.
     pub id: Id,
     /// Its monitor: the process that callers know as the container.
@@ -36,6 +35,6 @@ pub struct Record {
     pub owner_uid: u32,
     /// Its cgroups on the host, if it has any of its own.
     pub cgroup: Option<HostCgroup>,
-    /// `hooks` of config.json, for those that run later; `null` if there are none.
-    pub hooks: serde_json::Value,
+    /// Hooks on the host, for those that run later.
+    pub hooks: HostHooks,
 }

@@ -245,8 +245,20 @@ impl Reserved {
         files::replace_record(&self.folder, &text).map_err(self.error("write state.json"))
     }
 
-    /// Removes the folder: the id is free again.
+    /// Gives the lock back: the container can be removed by others now.
+    pub fn unlock(&self) {
+        // It is ours, so nothing can go wrong. A forked process has the same lock.
+        let _ = flock(&self.folder, FlockOperation::Unlock);
+    }
+
+    /// Removes the folder: the id is free again. If somebody else has done it, the
+    /// folder may be another's.
     pub fn give_up(&self) -> Result<(), StateError> {
+        rustix::io::retry_on_intr(|| flock(&self.folder, FlockOperation::LockExclusive))
+            .map_err(|e| self.error("lock its folder")(e.into()))?;
+        if !files::is_linked(&self.root, self.id.as_str(), &self.folder) {
+            return Ok(());
+        }
         files::remove_folder(&self.root, self.id.as_str(), &self.folder)
             .map_err(|e| self.error("remove its folder")(e.into()))
     }

@@ -22,7 +22,6 @@ fn id(text: &str) -> Id {
 fn record(id: &Id) -> Record {
     Record {
         version: VERSION,
-        oci_version: "1.0.2".to_owned(),
         id: id.clone(),
         monitor: ProcessName::of(std::process::id()).unwrap(),
         bundle: "/bundle".into(),
@@ -31,7 +30,7 @@ fn record(id: &Id) -> Record {
         annotations: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
         owner_uid: 0,
         cgroup: None,
-        hooks: serde_json::Value::Null,
+        hooks: Default::default(),
     }
 }
 

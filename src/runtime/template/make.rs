@@ -30,7 +30,6 @@ pub fn make(
         &machine,
         workshop.signals,
         Deadlines::of(wanted.host, wanted.shape.mem_size_mib),
-        || None,
     );
     // Open until the machine stands still: the agent would see it end.
     let control = session.freeze()?;
