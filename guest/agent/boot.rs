@@ -19,8 +19,9 @@ use crate::root_fs::SHARE;
 use crate::serve::Channels;
 use crate::{inside, mounts, sys};
 
-/// Stream connections that wait to be accepted while a container is made.
-const BACKLOG: i32 = 16;
+/// Stream connections that wait to be accepted while a container is made, or
+/// something is set up for many processes.
+const BACKLOG: i32 = 256;
 
 /// What no export is called: their names have no capitals. The kernel remembers
 /// that it is not there.

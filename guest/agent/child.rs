@@ -8,14 +8,14 @@ use rustix::io::Errno;
 use rustix::process::{ioctl_tiocsctty, setsid, umask};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout, stderr, stdin, stdout};
 use vmrun_protocol::message::{Failure, Report, Stream};
-use vmrun_protocol::plan::{Bytes, ContainerPlan, namespace};
+use vmrun_protocol::plan::{Bytes, ContainerPlan, Hook, ProcessPlan, namespace};
 
 use crate::failure::{Named, quoted, setup};
 use crate::root_fs::RootFs;
 use crate::steps::Step;
 use crate::terminal::Terminal;
 use crate::users::{self, Ids};
-use crate::{credentials, handshake, program, sys};
+use crate::{attributes, credentials, handshake, program, sys};
 
 /// The container's ends of the pipes; none with a terminal.
 pub type Pipes = Vec<(Stream, OwnedFd)>;
@@ -49,9 +49,20 @@ pub fn finish(
     handshake: BorrowedFd<'_>,
     home: Result<Option<Bytes>, Failure>,
 ) -> ! {
+    let hooks = &plan.start_container_hooks;
+    finish_process(&plan.process, hooks, handshake, home)
+}
+
+/// The same for any process, `hooks` being those of its start.
+pub fn finish_process(
+    plan: &ProcessPlan,
+    hooks: &[Hook],
+    handshake: BorrowedFd<'_>,
+    home: Result<Option<Bytes>, Failure>,
+) -> ! {
     let failure = match home {
         Ok(home) => match handshake::await_go(handshake) {
-            Ok(true) => program::run(&plan.process, home),
+            Ok(true) => program::run(plan, hooks, home),
             // The agent is gone, and so is the machine.
             _ => sys::exit_now(1),
         },
@@ -80,12 +91,21 @@ pub struct Child<'p> {
 impl<'p> Child<'p> {
     /// Called by the new process itself, in its namespaces.
     pub fn new(pipes: &'p [(Stream, OwnedFd)]) -> Result<Self, Failure> {
+        Self::with(RootFs::new()?, pipes)
+    }
+
+    /// Called by a process that has joined a container, its pipes in their places.
+    pub fn joined() -> Result<Self, Failure> {
+        Self::with(RootFs::joined()?, &[])
+    }
+
+    fn with(root_fs: RootFs, pipes: &'p [(Stream, OwnedFd)]) -> Result<Self, Failure> {
         sys::restore_signals().named(|| "signals")?;
         // Modes of nodes and folders are given in full.
         umask(Mode::empty());
         Ok(Self {
             pipes,
-            root_fs: RootFs::new()?,
+            root_fs,
             terminal: None,
             ids: Ids::default(),
             home: None,
@@ -102,7 +122,7 @@ impl<'p> Child<'p> {
         handshake::tell(handshake, &Report::Created, handles).named(|| "report to the agent")?;
         let home = self.home.take();
         std::mem::forget(self);
-        sys::close_all_but(handshake).named(|| "close descriptors")?;
+        sys::close_all_but(&[handshake]).named(|| "close descriptors")?;
         Ok(home)
     }
 
@@ -144,7 +164,7 @@ impl<'p> Child<'p> {
             Step::ReadonlyPath(path) => root_fs.make_path_readonly(path),
             Step::EnterRoot => root_fs.enter(),
             Step::RootPropagation(flags) => root_fs.propagate(*flags),
-            Step::WorkingFolder(path) => root_fs.enter_working_folder(path),
+            Step::WorkingFolder { path, create } => root_fs.enter_working_folder(path, *create),
             Step::RootReadonly => root_fs.make_readonly(),
             Step::Session => setsid().map(drop).named(|| "session"),
             Step::Pipes => put_pipes(self.pipes),
@@ -159,6 +179,14 @@ impl<'p> Child<'p> {
                 Ok(())
             }
             Step::OwnStreams => self.own_streams().named(|| "standard streams"),
+            Step::Personality(persona) => {
+                attributes::set_personality(*persona).named(|| format!("personality {persona:#x}"))
+            }
+            Step::Scheduler(scheduler) => attributes::set_scheduler(scheduler)
+                .named(|| format!("scheduler policy {}", scheduler.policy)),
+            Step::IoPriority(priority) => {
+                attributes::set_io_priority(*priority).named(|| format!("ioPriority {priority:#x}"))
+            }
             Step::Limit(limit) => sys::set_rlimit(limit.resource, limit.soft, limit.hard)
                 .named(|| format!("rlimit {}", limit.resource)),
             Step::BoundingSet(kept) => self.bound(*kept),

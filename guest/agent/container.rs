@@ -1,16 +1,20 @@
 //! The container as the agent sees it: made, started, ended, gone.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::{Errno, ioctl_fionbio};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
 use vmrun_protocol::message::{Failure, Report, Stream};
 use vmrun_protocol::plan::{ContainerPlan, WindowSize, namespace};
 
 use crate::cgroup::Cgroup;
 use crate::failure::{Named, setup};
+use crate::handshake::Heard;
+use crate::joining::Place;
 use crate::prepared::Prepared;
+use crate::procfs::Procfs;
+use crate::steps::Step;
 use crate::sys::{self, Cloned};
 use crate::{child, device_filter, handshake, steps, terminal, user_namespace};
 
@@ -33,8 +37,8 @@ pub struct Container {
     pub pid: u32,
     handshake: OwnedFd,
     cgroup: Option<Cgroup>,
-    /// The kernel ends all its processes with the first one.
-    own_pids: bool,
+    /// Namespaces that are not the agent's: bits of [`namespace`].
+    namespaces: u64,
     /// Both sides of its terminal. The container's side is kept open so that the
     /// terminal outlives moments in which nobody in the container has it open.
     terminal: Option<(OwnedFd, OwnedFd)>,
@@ -55,7 +59,9 @@ impl Container {
         }
         if let Some(prepared) = prepared {
             match prepared.message(plan) {
-                Some(message) => return Self::from_prepared(prepared, plan, &message),
+                Some(message) => {
+                    return Self::from_prepared(prepared, plan, &steps, &message);
+                }
                 None => prepared.discard(),
             }
         }
@@ -86,7 +92,7 @@ impl Container {
             pid,
             handshake: agent_end,
             cgroup,
-            own_pids: flags & namespace::PID != 0,
+            namespaces: flags | steps::later_namespaces(&steps),
             terminal: None,
         };
         container.finish_or_discard(plan, ours)
@@ -96,8 +102,10 @@ impl Container {
     fn from_prepared(
         prepared: Prepared,
         plan: &ContainerPlan,
+        steps: &[Step<'_>],
         message: &[u8],
     ) -> Result<(Self, LocalEnds), Failure> {
+        let flags = steps::clone_flags(plan, true)?;
         let Prepared {
             pid,
             handshake,
@@ -109,7 +117,7 @@ impl Container {
             pid,
             handshake,
             cgroup,
-            own_pids: true,
+            namespaces: flags | steps::later_namespaces(steps),
             terminal: None,
         };
         let limited = container.cgroup.as_ref().map_or(Ok(()), |g| g.limit(plan));
@@ -180,15 +188,69 @@ impl Container {
         handshake::hear(self.handshake.as_fd()).named(|| "container's first process")
     }
 
-    /// Runs the program. After a failure the container must be discarded.
-    pub fn start(&self) -> Result<(), Failure> {
-        handshake::go(self.handshake.as_fd()).named(|| "container's first process")?;
-        match self.hear()? {
-            // execve has closed the process's end.
-            None => Ok(()),
-            Some((Report::Failed(failure), _)) => Err(failure),
-            Some(_) => Err(setup("container's first process", Errno::PROTO)),
+    /// Lets the first process go on to its program. After a failure of this or of
+    /// what follows the container must be discarded.
+    pub fn go(&self) -> Result<(), Failure> {
+        handshake::go(self.handshake.as_fd()).named(|| "container's first process")
+    }
+
+    /// After [`Self::go`]: waits until the program runs.
+    pub fn await_program(&self) -> Result<(), Failure> {
+        started(self.hear()?.map(|(report, _)| report))
+    }
+
+    /// The same without waiting: None while it cannot be told.
+    pub fn program_runs(&self) -> Option<Result<(), Failure>> {
+        match handshake::hear_now(self.handshake.as_fd()) {
+            Err(Errno::AGAIN) => None,
+            Ok(Heard::Gone) => Some(started(None)),
+            Ok(Heard::Report(report, _)) => Some(started(Some(report))),
+            Ok(Heard::Pid(_)) | Err(_) => Some(started(Some(Report::Created))),
         }
+    }
+
+    /// What is readable when [`Self::program_runs`] has something to tell.
+    pub fn handshake(&self) -> BorrowedFd<'_> {
+        self.handshake.as_fd()
+    }
+
+    /// Its cgroup, where there is a tree.
+    pub fn cgroup(&self) -> Option<&Cgroup> {
+        self.cgroup.as_ref()
+    }
+
+    /// Where a further process of this container goes.
+    pub fn place<'a>(&self, proc: &'a Procfs) -> Result<Place<'a>, Failure> {
+        let init = Pid::from_raw(self.pid as i32).ok_or(Errno::SRCH);
+        let init = init.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
+        let cgroup = self.cgroup.as_ref();
+        let cgroup = cgroup.map(|group| group.for_more(self.pid, proc));
+        Ok(Place {
+            init: init.named(|| "container's first process")?,
+            namespaces: self.namespaces,
+            cgroup: cgroup.transpose().named(|| "cgroup")?,
+            proc,
+        })
+    }
+
+    /// Sends a signal to all processes in its cgroup. False where there is none.
+    pub fn signal_group(&self, signal: u8, paused: bool) -> bool {
+        let Some(cgroup) = &self.cgroup else {
+            return false;
+        };
+        if i32::from(signal) == libc::SIGKILL {
+            let _ = cgroup.kill();
+            return true;
+        }
+        // So that none forks away from it.
+        let _ = cgroup.freeze(true);
+        for pid in cgroup.pids() {
+            let _ = sys::kill(pid, signal);
+        }
+        if !paused {
+            let _ = cgroup.freeze(false);
+        }
+        true
     }
 
     /// Sends a signal to the first process.
@@ -204,9 +266,14 @@ impl Container {
         }
     }
 
+    /// Whether the kernel ends all its processes with the first one.
+    fn own_pids(&self) -> bool {
+        self.namespaces & namespace::PID != 0
+    }
+
     /// The first process has ended: ends the others.
     pub fn kill_rest(&self) {
-        if !self.own_pids
+        if !self.own_pids()
             && let Some(cgroup) = &self.cgroup
         {
             let _ = cgroup.kill();
@@ -216,7 +283,7 @@ impl Container {
     /// Whether no process of the container is left, once the first one has ended.
     pub fn is_empty(&mut self) -> bool {
         // A namespace's first process is the last that the kernel lets go.
-        self.own_pids || self.remove_group() != Err(Errno::BUSY)
+        self.own_pids() || self.remove_group() != Err(Errno::BUSY)
     }
 
     fn remove_group(&mut self) -> rustix::io::Result<()> {
@@ -238,6 +305,16 @@ impl Container {
         self.kill_rest();
         reap(self.pid);
         self.remove();
+    }
+}
+
+/// How a start went, by what the process has told: at its execve nobody has its end
+/// of the handshake any more.
+fn started(told: Option<Report>) -> Result<(), Failure> {
+    match told {
+        None => Ok(()),
+        Some(Report::Failed(failure)) => Err(failure),
+        Some(_) => Err(setup("container's first process", Errno::PROTO)),
     }
 }
 

@@ -11,7 +11,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::cmsg_space;
-use rustix::io::{Errno, Result, retry_on_intr};
+use rustix::io::{Errno, Result, retry_on_intr, write};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, recvmsg, send, sendmsg,
@@ -37,22 +37,54 @@ pub fn pair() -> Result<(OwnedFd, OwnedFd)> {
 pub fn tell(socket: BorrowedFd<'_>, report: &Report, handles: &[BorrowedFd<'_>]) -> Result<()> {
     let mut message = Vec::new();
     frame::write(&mut message, report, MAX_BYTES).map_err(|_| Errno::MSGSIZE)?;
+    if handles.is_empty() {
+        // Every seccomp profile lets a program write.
+        return retry_on_intr(|| write(socket, &message)).map(drop);
+    }
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(2))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    if !handles.is_empty() {
-        control.push(SendAncillaryMessage::ScmRights(handles));
-    }
+    control.push(SendAncillaryMessage::ScmRights(handles));
     let parts = [IoSlice::new(&message)];
     retry_on_intr(|| sendmsg(socket, &parts, &mut control, SendFlags::NOSIGNAL)).map(drop)
 }
 
+/// A process that joins a container tells which other one goes on for it: its
+/// number in the agent's pid namespace.
+pub fn tell_pid(socket: BorrowedFd<'_>, pid: u32) -> Result<()> {
+    retry_on_intr(|| write(socket, &pid.to_le_bytes())).map(drop)
+}
+
+/// What [`hear`] and [`hear_now`] may hear.
+#[derive(Debug)]
+pub enum Heard {
+    /// A report, with the handles that came along.
+    Report(Report, Vec<OwnedFd>),
+    /// What [`tell_pid`] has told.
+    Pid(u32),
+    /// Nobody has the other end any more.
+    Gone,
+}
+
 /// The agent hears how it went. None when the process has closed its end.
 pub fn hear(socket: BorrowedFd<'_>) -> Result<Option<(Report, Vec<OwnedFd>)>> {
+    match receive(socket, RecvFlags::empty())? {
+        Heard::Report(report, handles) => Ok(Some((report, handles))),
+        Heard::Pid(_) => Err(Errno::BADMSG),
+        Heard::Gone => Ok(None),
+    }
+}
+
+/// The same without waiting: `EAGAIN` where there is nothing to hear now.
+pub fn hear_now(socket: BorrowedFd<'_>) -> Result<Heard> {
+    receive(socket, RecvFlags::DONTWAIT)
+}
+
+fn receive(socket: BorrowedFd<'_>, flags: RecvFlags) -> Result<Heard> {
     let mut message = vec![0; MAX_BYTES];
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(2))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut parts = [IoSliceMut::new(&mut message)];
-    let flags = RecvFlags::CMSG_CLOEXEC;
+    let flags = flags | RecvFlags::CMSG_CLOEXEC;
     let received = retry_on_intr(|| recvmsg(socket, &mut parts, &mut control, flags))?;
     let mut handles = Vec::new();
     for part in control.drain() {
@@ -62,10 +94,14 @@ pub fn hear(socket: BorrowedFd<'_>) -> Result<Option<(Report, Vec<OwnedFd>)>> {
     }
     let message = message.get(..received.bytes).unwrap_or_default();
     if message.is_empty() {
-        return Ok(None);
+        return Ok(Heard::Gone);
+    }
+    // A frame is longer than a number: its length alone is as long.
+    if let Ok(pid) = message.try_into() {
+        return Ok(Heard::Pid(u32::from_le_bytes(pid)));
     }
     let report = frame::read(&mut &*message, MAX_BYTES).map_err(|_| Errno::BADMSG)?;
-    Ok(Some((report, handles)))
+    Ok(Heard::Report(report, handles))
 }
 
 /// A plan as [`send_plan`] takes it. None where that is too long.
@@ -117,6 +153,19 @@ mod tests {
         tell(process.as_fd(), &report, &[]).unwrap();
         let (heard, handles) = hear(agent.as_fd()).unwrap().unwrap();
         assert_eq!((heard, handles.len()), (report, 0));
+    }
+
+    #[test]
+    fn numbers_are_told_from_reports() {
+        let (agent, process) = pair().unwrap();
+        assert_eq!(hear_now(agent.as_fd()).unwrap_err(), Errno::AGAIN);
+        tell_pid(process.as_fd(), 0x0100_0001).unwrap();
+        tell(process.as_fd(), &Report::Created, &[]).unwrap();
+        drop(process);
+        let heard = || hear_now(agent.as_fd()).unwrap();
+        assert!(matches!(heard(), Heard::Pid(0x0100_0001)));
+        assert!(matches!(heard(), Heard::Report(Report::Created, _)));
+        assert!(matches!(heard(), Heard::Gone));
     }
 
     #[test]

@@ -14,18 +14,28 @@
 //! pipes and process, [`steps`] (pure) says what the process ([`child`]) does to
 //! itself, [`program`] runs what was asked for; [`streams`] carries its bytes.
 
+mod attributes;
 pub mod boot;
 mod cgroup;
+mod cgroup_events;
+mod cgroup_files;
 mod child;
 pub mod container;
 mod credentials;
 mod device_filter;
+mod exec;
+mod execs;
 mod failure;
 mod handshake;
+mod hooks;
 mod inside;
+mod joining;
 mod mounts;
 pub mod prepared;
+mod processes;
+mod procfs;
 mod program;
+mod questions;
 mod relay;
 mod remainder;
 mod renewal;
@@ -39,3 +49,4 @@ mod user_namespace;
 mod users;
 mod usual;
 mod waiting;
+mod watch;

@@ -6,17 +6,19 @@ use std::ffi::CString;
 use rustix::fs::{FileType, stat};
 use rustix::io::Errno;
 use vmrun_protocol::message::{Failure, FailureKind};
-use vmrun_protocol::plan::{Bytes, ProcessPlan};
+use vmrun_protocol::plan::{Bytes, Hook, ProcessPlan};
 
-use crate::failure::{failure, quoted, setup};
-use crate::sys;
+use crate::failure::{Named, failure, quoted, setup};
+use crate::steps::seals_capabilities;
+use crate::sys::Arguments;
+use crate::{attributes, credentials, hooks};
 
 /// Where programs are looked for when `env` has no PATH.
 const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Runs the program, with a HOME of `home` where given: returns only when it
-/// cannot, with the reason.
-pub fn run(process: &ProcessPlan, home: Option<Bytes>) -> Failure {
+/// Runs the program, with a HOME of `home` where given, once `hooks` have succeeded:
+/// returns only when it cannot, with the reason.
+pub fn run(process: &ProcessPlan, hooks: &[Hook], home: Option<Bytes>) -> Failure {
     let Some(name) = process.args.first() else {
         return setup("args", Errno::INVAL);
     };
@@ -26,22 +28,46 @@ pub fn run(process: &ProcessPlan, home: Option<Bytes>) -> Failure {
     if let Some(home) = home.and_then(|home| CString::new([b"HOME=", &*home].concat()).ok()) {
         env.push(home);
     }
+    let program = Arguments::new(&args, &env);
+    let Some(candidates) = c_strings(&candidates(name, search_path(&process.env))) else {
+        return setup("env", Errno::INVAL);
+    };
+    if let Err(failure) = hooks.iter().try_for_each(|hook| hooks::run(hook, process)) {
+        return failure;
+    }
+    let mut sealed = false;
     let mut refused = Errno::NOENT;
-    for path in candidates(name, search_path(&process.env)) {
-        let Ok(path) = CString::new(path) else {
+    for path in candidates {
+        // A look costs less than an execve that fails, and a filter may forbid it.
+        if !name.contains(&b'/') && !is_file(&path) {
             continue;
-        };
-        // A look costs less than an execve that fails.
-        if name.contains(&b'/') || is_file(&path) {
-            match sys::execve(&path, &args, &env) {
-                Errno::NOENT | Errno::NOTDIR => {}
-                // Another folder may have one that may be run.
-                Errno::ACCESS => refused = Errno::ACCESS,
-                other => return not_run(name, other),
-            }
+        }
+        if !std::mem::replace(&mut sealed, true)
+            && let Err(failure) = seal(process)
+        {
+            return failure;
+        }
+        match program.execute(&path) {
+            Errno::NOENT | Errno::NOTDIR => {}
+            // Another folder may have one that may be run.
+            Errno::ACCESS => refused = Errno::ACCESS,
+            other => return not_run(name, other),
         }
     }
     not_run(name, refused)
+}
+
+/// Installs the seccomp filters, as late as can be: what they must allow then is what
+/// sets capabilities where that is left to do, execve, and to tell of a failure
+/// write and exit_group.
+pub fn seal(process: &ProcessPlan) -> Result<(), Failure> {
+    for (index, filter) in process.seccomp.iter().enumerate() {
+        attributes::install_filter(filter).named(|| format!("seccomp filter {index}"))?;
+    }
+    if seals_capabilities(process) {
+        credentials::set_capabilities(&process.capabilities.unwrap_or_default())?;
+    }
+    Ok(())
 }
 
 fn is_file(path: &CString) -> bool {
@@ -61,7 +87,8 @@ fn not_run(name: &[u8], errno: Errno) -> Failure {
     )
 }
 
-fn c_strings(strings: &[Bytes]) -> Option<Vec<CString>> {
+/// None where one has a NUL in it.
+pub fn c_strings(strings: &[Bytes]) -> Option<Vec<CString>> {
     let made = strings.iter().map(|bytes| CString::new(bytes.as_slice()));
     made.collect::<Result<_, _>>().ok()
 }

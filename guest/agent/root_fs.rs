@@ -9,7 +9,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
-use rustix::process::{fchdir, pivot_root};
+use rustix::process::{fchdir, getcwd, pivot_root};
 use vmrun_protocol::ROOT_EXPORT;
 use vmrun_protocol::message::Failure;
 use vmrun_protocol::plan::{Bytes, DeviceKind, DeviceNode, FsType, Mount, MountSource};
@@ -55,6 +55,14 @@ impl RootFs {
             empty: None,
             folder: None,
         })
+    }
+
+    /// That of a container which this process has joined.
+    pub fn joined() -> Result<Self, Failure> {
+        let what = || "container's root";
+        let mut root_fs = Self::new()?;
+        root_fs.root = Some(Root::new(own_folder("/").named(what)?));
+        Ok(root_fs)
     }
 
     /// The container's root, for looking things up in it.
@@ -375,17 +383,29 @@ impl RootFs {
         mounts::propagate(self.root()?.as_fd(), flags).named(|| "root propagation")
     }
 
-    /// Enters the working folder, created where missing. By handle and without
-    /// magic links: it cannot be a descriptor of the agent's (CVE-2024-21626).
-    pub fn enter_working_folder(&self, path: &[u8]) -> Result<(), Failure> {
+    /// Enters the working folder; where `create`, one that is missing is made. By
+    /// handle and without magic links: it cannot be a descriptor of the agent's
+    /// (CVE-2024-21626).
+    pub fn enter_working_folder(&self, path: &[u8], create: bool) -> Result<(), Failure> {
         if is_root(path) {
-            // Where pivot_root has left us.
+            // Where pivot_root, or setns, has left us.
             return Ok(());
         }
         let what = || format!("cwd {}", quoted(path));
         let root = self.root()?;
-        let folder = root.find_or_create(path, Target::Folder, Symlinks::Inside);
-        fchdir(folder.named(what)?).named(what)
+        let folder = if create {
+            root.find_or_create(path, Target::Folder, Symlinks::Inside)
+        } else {
+            root.find(path, Symlinks::Inside)
+        };
+        fchdir(folder.named(what)?).named(what)?;
+        // The container may have moved it meanwhile; of a folder that is not below
+        // the root the kernel says so instead of a path.
+        match getcwd(Vec::new()) {
+            Ok(path) if path.as_bytes().starts_with(b"/") => Ok(()),
+            Ok(_) => Err(setup(what(), Errno::XDEV)),
+            Err(errno) => Err(setup(what(), errno)),
+        }
     }
 
     /// Makes the root mount read-only.

@@ -6,23 +6,36 @@
 //!     ▲                  │  failed                  │  first process exits ▲
 //!     └──────────────────┴──────────────────────────┴──────────────────────┘
 //! ```
+//!
+//! Where it has hooks, a container is starting before it is running.
 
 use std::fs::File;
 use std::io::BufReader;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, WaitStatus, wait};
 use vmrun_protocol::frame::{self, FrameError, MAX_TO_GUEST_BYTES, MAX_TO_HOST_BYTES};
-use vmrun_protocol::message::{ExitStatus, Failure, INIT, Report, Request};
-use vmrun_protocol::plan::ContainerPlan;
+use vmrun_protocol::message::{
+    Answer, ExitStatus, Failure, INIT, ProcessId, Question, Report, Request,
+};
+use vmrun_protocol::plan::{ContainerPlan, ProcessPlan};
 
 use crate::container::{Container, Guest};
-use crate::failure::state;
+use crate::execs::Execs;
+use crate::failure::{Named, state};
 use crate::prepared::Prepared;
+use crate::procfs::Procfs;
 use crate::streams::Streams;
-use crate::sys;
+use crate::watch::Watch;
+use crate::{cgroup, questions, sys};
+
+/// How long the host may take for the output of further processes once the
+/// container's first one has ended. A reader that stands still must not keep the
+/// container's exit from whoever waits for that.
+const LAST_OUTPUT: Duration = Duration::from_secs(2);
 
 /// Why the agent's work is over.
 #[derive(Debug, thiserror::Error)]
@@ -50,8 +63,11 @@ enum Stage {
     Created,
     /// The host wants it to run; not all streams are connected yet.
     StartWanted,
+    /// Its hooks run.
+    Starting,
     Running,
-    Ended(ExitStatus),
+    /// With the time from which no output is waited for but its own.
+    Ended(ExitStatus, Instant),
 }
 
 struct Agent {
@@ -59,7 +75,20 @@ struct Agent {
     guest: Guest,
     prepared: Option<Prepared>,
     container: Option<(Container, Stage)>,
+    /// Whether the container has hooks.
+    has_hooks: bool,
+    execs: Execs,
+    watch: Watch,
     streams: Streams,
+    /// Made when something is first looked up in it.
+    proc: Option<Procfs>,
+}
+
+/// What [`Agent::wait`] has found, beside what it has handled.
+struct Found {
+    request: bool,
+    connection: bool,
+    ended_child: bool,
 }
 
 /// Serves the host until it asks for power-off. The first container may get the
@@ -74,17 +103,21 @@ pub fn serve(
         guest,
         prepared,
         container: None,
+        has_hooks: false,
+        execs: Execs::default(),
+        watch: Watch::default(),
         streams: Streams::default(),
+        proc: None,
     };
     loop {
-        let (requested, connected, ended) = agent.wait().map_err(ServeError::Events)?;
-        if ended {
-            agent.reap();
+        let found = agent.wait()?;
+        if found.ended_child {
+            agent.reap()?;
         }
-        if connected {
+        if found.connection {
             agent.streams.accept(agent.channels.listener.as_fd());
         }
-        let mut unread = requested;
+        let mut unread = found.request;
         while unread {
             let request = frame::read(&mut agent.channels.control, MAX_TO_GUEST_BYTES);
             match request.map_err(ServeError::Control)? {
@@ -99,35 +132,76 @@ pub fn serve(
 }
 
 impl Agent {
-    /// Waits for events; relays what is there. Tells whether there is a request,
-    /// a connection, an ended child.
-    fn wait(&mut self) -> rustix::io::Result<(bool, bool, bool)> {
+    /// Waits for events; relays what is there, and hears what processes tell.
+    fn wait(&mut self) -> Result<Found, ServeError> {
         let channels = &self.channels;
         let mut polled = vec![
             PollFd::new(channels.control.get_ref(), PollFlags::IN),
             PollFd::new(&channels.listener, PollFlags::IN),
             PollFd::new(&channels.signals, PollFlags::IN),
         ];
-        let own = polled.len();
-        let streams = self.streams.interests();
-        polled.extend(streams.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
-        match poll(&mut polled, None) {
-            Err(Errno::INTR) => return Ok((false, false, false)),
-            polled => polled?,
+        let mut add = |interests: &mut dyn Iterator<Item = _>| {
+            let before = polled.len();
+            polled.extend(interests.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
+            polled.len() - before
         };
+        let watched = add(&mut self.watch.interests());
+        let execs = add(&mut self.execs.interests());
+        let streams = add(&mut self.streams.interests());
+        // Last, as it only wakes: what it has told is heard by `advance`.
+        if let Some((container, Stage::Starting)) = &self.container {
+            add(&mut [(container.handshake(), PollFlags::IN)].into_iter());
+        }
+        let limit = self.patience();
+        match poll(&mut polled, limit.as_ref()) {
+            Err(Errno::INTR) => {}
+            polled => drop(polled.map_err(ServeError::Events)?),
+        }
         let events: Vec<_> = polled.iter().map(PollFd::revents).collect();
         drop(polled);
-        let (own, streams) = events.split_at(own);
+        let mut rest = events.as_slice();
+        let mut next = |count| rest.split_off(..count).unwrap_or_default();
+        let (own, watched, execs) = (next(3), next(watched), next(execs));
+        let streams = next(streams);
         if streams.iter().any(|events| !events.is_empty()) {
             self.streams.handle(streams);
         }
+        let mut reports = Vec::new();
+        self.watch.handle(watched, &mut reports);
+        self.execs.listen(execs, &mut self.streams, &mut reports);
+        self.report_all(reports)?;
         let happened = |index: usize| own.get(index).is_some_and(|events| !events.is_empty());
-        Ok((happened(0), happened(1), happened(2)))
+        Ok(Found {
+            request: happened(0),
+            connection: happened(1),
+            ended_child: happened(2),
+        })
+    }
+
+    /// How long to wait for events: for ever, mostly.
+    fn patience(&self) -> Option<Timespec> {
+        match &self.container {
+            Some((_, Stage::Ended(_, until))) if !self.execs.is_empty() => {
+                let left = until.saturating_duration_since(Instant::now());
+                Timespec::try_from(left).ok()
+            }
+            _ => None,
+        }
     }
 
     fn report(&mut self, report: &Report) -> Result<(), ServeError> {
+        if let Report::Exited { .. } = report {
+            // The kernel may be late with the event.
+            let mut kills = Vec::new();
+            self.watch.look_for_kills(&mut kills);
+            self.report_all(kills)?;
+        }
         frame::write(self.channels.control.get_mut(), report, MAX_TO_HOST_BYTES)
             .map_err(ServeError::Control)
+    }
+
+    fn report_all(&mut self, reports: Vec<Report>) -> Result<(), ServeError> {
+        reports.iter().try_for_each(|report| self.report(report))
     }
 
     fn answer(&mut self, request: Request) -> Result<(), ServeError> {
@@ -147,31 +221,25 @@ impl Agent {
                 _ => self.report(&Report::Failed(state("start: no created container"))),
             },
             Request::Signal { process, signal } => {
-                if let Some((container, stage)) = &self.container
-                    && process == INIT
-                    && !matches!(stage, Stage::Ended(_))
-                {
-                    container.signal(signal);
-                }
+                self.signal(process, signal);
                 Ok(())
             }
             Request::ResizeTerminal { process, size } => {
-                if let Some((container, _)) = &self.container
-                    && process == INIT
-                {
-                    container.resize(size);
+                match &self.container {
+                    Some((container, _)) if process == INIT => container.resize(size),
+                    _ => self.execs.resize(process, size),
                 }
                 Ok(())
             }
-            Request::Exec { process, .. } => self.report(&Report::ExecFailed {
-                process,
-                failure: state("exec: not yet"),
-            }),
-            Request::SignalAll { signal: _ } => Ok(()),
-            Request::Ask { tag, .. } => self.report(&Report::Answer {
-                tag,
-                answer: Err(state("not yet")),
-            }),
+            Request::Exec { process, plan } => match self.exec(process, &plan) {
+                Ok(()) => Ok(()),
+                Err(failure) => self.report(&Report::ExecFailed { process, failure }),
+            },
+            Request::SignalAll { signal } => {
+                self.signal_all(signal);
+                Ok(())
+            }
+            Request::Ask { tag, question } => self.ask(tag, question),
             // Handled by the loop.
             Request::PowerOff => Ok(()),
         }
@@ -192,18 +260,118 @@ impl Agent {
                 return Err(failure);
             }
         };
+        if let Some(cgroup) = container.cgroup()
+            && cgroup::controls_memory(plan)
+            && let Err(failure) = self.watch.memory(cgroup)
+        {
+            container.discard();
+            return Err(failure);
+        }
         for (stream, local) in ends {
             self.streams.expect(INIT, stream, local);
         }
+        self.has_hooks = !plan.start_container_hooks.is_empty();
         self.container = Some((container, Stage::Created));
         Ok(())
     }
 
+    /// Begins to set up a further process.
+    fn exec(&mut self, process: ProcessId, plan: &ProcessPlan) -> Result<(), Failure> {
+        self.execs.check(process)?;
+        let container = match &self.container {
+            Some((_, Stage::Running)) if self.watch.is_paused() => {
+                return Err(state("exec: the container is paused"));
+            }
+            Some((container, Stage::Running)) => container,
+            _ => return Err(state("exec: no running container")),
+        };
+        let place = container.place(procfs(&mut self.proc)?)?;
+        let begun = self.execs.begin(process, plan, &place, &mut self.streams);
+        begun.inspect_err(|_| self.streams.close(process))
+    }
+
+    fn signal(&mut self, process: ProcessId, signal: u8) {
+        match &self.container {
+            Some((_, Stage::Ended(..))) if process == INIT => {}
+            Some((container, _)) if process == INIT => container.signal(signal),
+            _ => self.execs.signal(process, signal),
+        }
+    }
+
+    fn signal_all(&mut self, signal: u8) {
+        let Some((container, stage)) = &self.container else {
+            return;
+        };
+        if !container.signal_group(signal, self.watch.is_paused())
+            && !matches!(stage, Stage::Ended(..))
+        {
+            container.signal(signal);
+        }
+        // Those not in the group yet; one that is is not the worse for it.
+        if i32::from(signal) == libc::SIGKILL {
+            self.execs.signal_all(signal);
+        }
+    }
+
+    fn ask(&mut self, tag: u32, question: Question) -> Result<(), ServeError> {
+        let mut reports = Vec::new();
+        let answer = self.question(tag, question, &mut reports);
+        if let Some(answer) = answer.transpose() {
+            reports.push(Report::Answer { tag, answer });
+        }
+        self.report_all(reports)
+    }
+
+    /// The answer; none where it comes later, or is in `reports`.
+    fn question(
+        &mut self,
+        tag: u32,
+        question: Question,
+        reports: &mut Vec<Report>,
+    ) -> Result<Option<Answer>, Failure> {
+        let (container, stage) = match &self.container {
+            Some((container, stage)) if !matches!(stage, Stage::Ended(..)) => (container, stage),
+            _ => return Err(state("no container")),
+        };
+        let no_cgroup = || state("the container has no cgroup");
+        let cgroup = container.cgroup().ok_or_else(no_cgroup)?;
+        match question {
+            // One that is being set up would hold the agent up.
+            Question::Pause if !matches!(stage, Stage::Running) => {
+                Err(state("pause: no running container"))
+            }
+            Question::Pause => {
+                self.watch.pause(tag, cgroup, reports);
+                Ok(None)
+            }
+            Question::Resume => {
+                self.watch.resume(cgroup, reports)?;
+                Ok(Some(Answer::Done))
+            }
+            Question::Update(writes) => {
+                questions::update(cgroup, &mut self.watch, &writes).map(Some)
+            }
+            Question::Processes => {
+                let proc = procfs(&mut self.proc)?;
+                let processes = questions::processes(cgroup, container.pid, &self.execs, proc);
+                Ok(Some(Answer::Processes(processes)))
+            }
+            Question::Statistics => Ok(Some(Answer::Statistics(cgroup.statistics()))),
+        }
+    }
+
     /// Takes the steps that have become possible.
     fn advance(&mut self) -> Result<(), ServeError> {
+        if !self.execs.is_empty() {
+            self.advance_execs()?;
+        }
         match &self.container {
             Some((_, Stage::StartWanted)) if self.streams.complete(INIT) => self.start(),
-            Some((_, Stage::Ended(status))) => {
+            Some((container, Stage::Starting)) => match container.program_runs() {
+                Some(started) => self.started(started),
+                None => Ok(()),
+            },
+            Some((_, Stage::Ended(status, _))) => {
                 let status = *status;
                 self.finish(status)
             }
@@ -211,18 +379,48 @@ impl Agent {
         }
     }
 
+    fn advance_execs(&mut self) -> Result<(), ServeError> {
+        let in_a_hurry = match &self.container {
+            Some((_, Stage::Ended(_, until))) => *until <= Instant::now(),
+            _ => false,
+        };
+        let mut reports = Vec::new();
+        self.execs
+            .advance(&mut self.streams, in_a_hurry, &mut reports);
+        self.report_all(reports)
+    }
+
     fn start(&mut self) -> Result<(), ServeError> {
-        let Some((container, _)) = self.container.take() else {
+        let Some((container, stage)) = &mut self.container else {
             return Ok(());
         };
-        match container.start() {
+        if !self.has_hooks {
+            // Nothing is on its way that could hold it up, and who waits does so
+            // with fewer system calls.
+            let started = container.go().and_then(|()| container.await_program());
+            return self.started(started);
+        }
+        *stage = Stage::Starting;
+        match container.go() {
+            Ok(()) => Ok(()),
+            failed => self.started(failed),
+        }
+    }
+
+    fn started(&mut self, started: Result<(), Failure>) -> Result<(), ServeError> {
+        match started {
             Ok(()) => {
-                self.container = Some((container, Stage::Running));
+                if let Some((_, stage)) = &mut self.container {
+                    *stage = Stage::Running;
+                }
                 self.report(&Report::Started)
             }
             Err(failure) => {
-                container.discard();
+                if let Some((container, _)) = self.container.take() {
+                    container.discard();
+                }
                 self.streams.close(INIT);
+                self.watch = Watch::default();
                 self.report(&Report::Failed(failure))
             }
         }
@@ -234,7 +432,7 @@ impl Agent {
         let Some((mut container, stage)) = self.container.take() else {
             return Ok(());
         };
-        if !container.is_empty() || self.streams.drain(INIT) {
+        if !self.execs.is_empty() || !container.is_empty() || self.streams.drain(INIT) {
             self.container = Some((container, stage));
             return Ok(());
         }
@@ -243,27 +441,63 @@ impl Agent {
             process: INIT,
             status,
         })?;
+        self.watch = Watch::default();
         // Most hosts have ended the machine by now.
         container.remove();
         Ok(())
     }
 
-    /// Waits for every child that has ended: the container's first process, and
-    /// orphans that came to PID 1.
-    fn reap(&mut self) {
+    /// Waits for every child that has ended: processes that the host has asked for,
+    /// and orphans that came to PID 1.
+    fn reap(&mut self) -> Result<(), ServeError> {
         // What the descriptor says is only that there is something to wait for.
         sys::take_signal(self.channels.signals.as_fd());
+        let mut reports = Vec::new();
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             let pid = pid.as_raw_nonzero().get() as u32;
-            if let Some((container, stage)) = &mut self.container
-                && container.pid == pid
-                && let Some(status) = exit_status(status)
-            {
-                container.kill_rest();
-                *stage = Stage::Ended(status);
+            let Some(status) = exit_status(status) else {
+                continue;
+            };
+            if self.is_init(pid) {
+                self.ended(status, &mut reports)?;
+            } else if !self.execs.is_empty() {
+                self.execs
+                    .reaped(pid, status, &mut self.streams, &mut reports);
             }
         }
+        self.report_all(reports)
     }
+
+    fn is_init(&self, pid: u32) -> bool {
+        let init = self.container.as_ref();
+        init.is_some_and(|(container, _)| container.pid == pid)
+    }
+
+    /// The container's first process has ended.
+    fn ended(&mut self, status: ExitStatus, reports: &mut Vec<Report>) -> Result<(), ServeError> {
+        if let Some((container, Stage::Starting)) = &self.container
+            && let Some(started) = container.program_runs()
+        {
+            // What it had to say before.
+            self.started(started)?;
+        }
+        if let Some((container, stage)) = &mut self.container {
+            container.kill_rest();
+            self.execs.signal_all(libc::SIGKILL as u8);
+            self.watch.end_pause(reports);
+            *stage = Stage::Ended(status, Instant::now() + LAST_OUTPUT);
+        }
+        Ok(())
+    }
+}
+
+/// The procfs of the agent.
+fn procfs(proc: &mut Option<Procfs>) -> Result<&Procfs, Failure> {
+    let made = match proc.take() {
+        Some(proc) => proc,
+        None => Procfs::mount().named(|| "mount proc")?,
+    };
+    Ok(proc.insert(made))
 }
 
 fn exit_status(status: WaitStatus) -> Option<ExitStatus> {

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use vmrun_protocol::message::Failure;
 use vmrun_protocol::plan::{
     Capabilities, ContainerPlan, DeviceKind, DeviceNode, FsType, Mount, MountSource, ProcessPlan,
-    Rlimit, User, WindowSize, namespace,
+    Rlimit, Scheduler, User, WindowSize, namespace,
 };
 
 use crate::failure::{quoted, setup};
@@ -78,8 +78,13 @@ pub enum Step<'p> {
     EnterRoot,
     /// Propagation of the root mount, as mount(2) flags.
     RootPropagation(u64),
-    /// Enter the working folder, created where missing.
-    WorkingFolder(&'p [u8]),
+    /// Enter the working folder.
+    WorkingFolder {
+        /// Which one.
+        path: &'p [u8],
+        /// Make it where it is missing.
+        create: bool,
+    },
     /// Make the root mount read-only.
     RootReadonly,
     /// A session of its own.
@@ -94,6 +99,12 @@ pub enum Step<'p> {
     FindHome,
     /// Give what is on 0, 1 and 2 to the user found.
     OwnStreams,
+    /// personality(2).
+    Personality(u32),
+    /// sched_setattr(2).
+    Scheduler(Scheduler),
+    /// ioprio_set(2).
+    IoPriority(u16),
     /// prlimit(2).
     Limit(Rlimit),
     /// Drop capabilities from the bounding set; needs CAP_SETPCAP.
@@ -135,6 +146,15 @@ pub fn clone_flags(plan: &ContainerPlan, machine_network: bool) -> Result<u64, F
     Ok((plan.namespaces | namespace::MOUNT) & !left_out)
 }
 
+/// Namespaces that steps make, in addition to the [`clone_flags`].
+pub fn later_namespaces(steps: &[Step<'_>]) -> u64 {
+    if steps.contains(&Step::CgroupNamespace) {
+        namespace::CGROUP
+    } else {
+        0
+    }
+}
+
 /// Whether the container can see its cgroup.
 fn mounts_cgroup(plan: &ContainerPlan) -> bool {
     let cgroup = |mount: &Mount| file_system(mount) == Some(FsType::Cgroup2);
@@ -158,12 +178,34 @@ pub fn steps(plan: &ContainerPlan) -> Result<Vec<Step<'_>>, Failure> {
     if !is_private(plan) {
         steps.push(Step::RootPropagation(plan.root_propagation));
     }
-    steps.push(Step::WorkingFolder(&plan.process.cwd));
+    steps.push(Step::WorkingFolder {
+        path: &plan.process.cwd,
+        create: true,
+    });
     if plan.root_readonly {
         steps.push(Step::RootReadonly);
     }
     process(&plan.process, &mut steps);
     Ok(steps)
+}
+
+/// The steps of a further process, once it has joined the container. Its pipes are
+/// in their places.
+pub fn exec_steps(plan: &ProcessPlan) -> Vec<Step<'_>> {
+    let mut steps = Vec::with_capacity(16);
+    steps.extend(plan.terminal.map(Step::Terminal));
+    steps.push(Step::WorkingFolder {
+        path: &plan.cwd,
+        create: false,
+    });
+    process(plan, &mut steps);
+    steps
+}
+
+/// Whether capabilities are set as late as the seccomp filters, which without
+/// no_new_privs only a process with CAP_SYS_ADMIN may install.
+pub fn seals_capabilities(process: &ProcessPlan) -> bool {
+    !process.seccomp.is_empty() && !process.no_new_privileges
 }
 
 /// Whether the propagation asked for is the one that all mounts begin with.
@@ -308,11 +350,17 @@ fn process<'p>(process: &'p ProcessPlan, steps: &mut Vec<Step<'p>>) {
         steps.push(Step::FindHome);
     }
     steps.push(Step::OwnStreams);
+    steps.extend(process.personality.map(Step::Personality));
+    // Real-time classes need capabilities that the user may not have.
+    steps.extend(process.scheduler.map(Step::Scheduler));
+    steps.extend(process.io_priority.map(Step::IoPriority));
     steps.extend(process.rlimits.iter().map(|limit| Step::Limit(*limit)));
     let capabilities = process.capabilities.unwrap_or_default();
     steps.push(Step::BoundingSet(capabilities.bounding));
     steps.push(Step::BecomeUser);
-    steps.push(Step::Capabilities(capabilities));
+    if !seals_capabilities(process) {
+        steps.push(Step::Capabilities(capabilities));
+    }
     if process.no_new_privileges {
         steps.push(Step::NoNewPrivileges);
     }
@@ -321,6 +369,7 @@ fn process<'p>(process: &'p ProcessPlan, steps: &mut Vec<Step<'p>>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vmrun_protocol::plan::SeccompFilter;
 
     fn tmpfs(destination: &[u8]) -> Mount {
         Mount {
@@ -373,7 +422,9 @@ mod tests {
             at(&steps, |s| matches!(s, Step::Console)),
             at(&steps, |s| matches!(s, Step::Mask(_))),
             at(&steps, |s| matches!(s, Step::EnterRoot)),
-            at(&steps, |s| matches!(s, Step::WorkingFolder(_))),
+            at(&steps, |s| {
+                matches!(s, Step::WorkingFolder { create: true, .. })
+            }),
             at(&steps, |s| matches!(s, Step::RootReadonly)),
             at(&steps, |s| matches!(s, Step::Session)),
             at(&steps, |s| matches!(s, Step::TerminalStreams)),
@@ -388,6 +439,50 @@ mod tests {
         ];
         assert!(order.is_sorted(), "{order:?}");
         assert_eq!(*order.last().unwrap(), steps.len() - 1);
+    }
+
+    #[test]
+    fn a_further_process_changes_nothing_of_the_container() {
+        let plan = ProcessPlan {
+            terminal: Some(WindowSize::default()),
+            personality: Some(8),
+            ..ProcessPlan::default()
+        };
+        let steps = exec_steps(&plan);
+        let order = [
+            at(&steps, |s| matches!(s, Step::Terminal(_))),
+            at(&steps, |s| {
+                matches!(s, Step::WorkingFolder { create: false, .. })
+            }),
+            at(&steps, |s| matches!(s, Step::Session)),
+            at(&steps, |s| matches!(s, Step::TerminalStreams)),
+            at(&steps, |s| matches!(s, Step::Personality(8))),
+            at(&steps, |s| matches!(s, Step::BoundingSet(0))),
+            at(&steps, |s| matches!(s, Step::Capabilities(_))),
+        ];
+        assert!(order.is_sorted(), "{order:?}");
+        assert!(!steps.contains(&Step::Console));
+    }
+
+    #[test]
+    fn filters_without_no_new_privileges_keep_the_capabilities_for_last() {
+        let mut plan = ProcessPlan {
+            seccomp: vec![SeccompFilter {
+                flags: 0,
+                program: vec![6],
+            }],
+            ..ProcessPlan::default()
+        };
+        let sets = |plan: &ProcessPlan| {
+            let steps = exec_steps(plan);
+            steps.iter().any(|s| matches!(s, Step::Capabilities(_)))
+        };
+        assert!(!sets(&plan));
+        plan.no_new_privileges = true;
+        assert!(sets(&plan));
+        plan.no_new_privileges = false;
+        plan.seccomp.clear();
+        assert!(sets(&plan));
     }
 
     #[test]

@@ -9,13 +9,15 @@ use rustix::net::{RecvFlags, recv};
 use vmrun_protocol::frame;
 use vmrun_protocol::message::{ProcessId, Stream, StreamHeader};
 
+use crate::execs::PROCESSES_MAX;
 use crate::relay::{CHUNK_BYTES, Relay};
 use crate::sys;
 
 /// Bytes in front of a frame's payload, its length.
 const LENGTH_BYTES: usize = 4;
-/// Connections that wait for their header or their process, at most.
-const WAITING_MAX: usize = 16;
+/// Connections that wait for their header or their process, at most: three for each
+/// process that there may be.
+const WAITING_MAX: usize = 3 * (PROCESSES_MAX + 1);
 
 /// A connection whose header is still being read.
 struct Greeting {

@@ -1,7 +1,8 @@
 //! System calls that rustix does not have, each with a safe face.
 #![allow(unsafe_code)]
 
-use std::ffi::{CString, c_int, c_long, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_long, c_void};
+use std::marker::PhantomData;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::null;
@@ -33,6 +34,7 @@ pub(crate) fn check(result: c_long) -> Result<c_long> {
 /// Of linux/sched.h; libc has them in a type that is too narrow.
 const CLONE_CLEAR_SIGHAND: u64 = 1 << 32;
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
+const CLONE_PARENT: u64 = libc::CLONE_PARENT as u64;
 
 /// clone3(2) as a fork: the child gets a copy of the address space and goes on
 /// from here, in new namespaces (`CLONE_NEW*` bits) and, where given, in the
@@ -41,10 +43,21 @@ const CLONE_INTO_CGROUP: u64 = 1 << 33;
 /// The process must be single-threaded: locks that another thread holds (the
 /// allocator's) would stay locked in the child.
 pub fn clone3(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned> {
+    fork(namespaces, libc::SIGCHLD as u64, cgroup)
+}
+
+/// As [`clone3`], but the new process is a child of this one's parent, in the pid
+/// namespace that this one has joined for its children.
+pub fn clone_sibling(cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned> {
+    // It ends with the signal that this process would end with.
+    fork(CLONE_PARENT, 0, cgroup)
+}
+
+fn fork(flags: u64, exit_signal: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned> {
     // SAFETY: all-zero is a valid value of this struct of integers.
     let mut args: libc::clone_args = unsafe { zeroed() };
-    args.flags = namespaces | CLONE_CLEAR_SIGHAND;
-    args.exit_signal = libc::SIGCHLD as u64;
+    args.flags = flags | CLONE_CLEAR_SIGHAND;
+    args.exit_signal = exit_signal;
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
@@ -119,15 +132,23 @@ pub fn bpf_fd<T>(command: c_int, attr: &T) -> Result<OwnedFd> {
 
 /// Closes every descriptor from 3 on except `kept`. Owners of the closed ones
 /// must never be dropped: only for a process about to end or to execve.
-pub fn close_all_but(kept: BorrowedFd<'_>) -> Result<()> {
-    let kept = kept.as_raw_fd() as u32;
-    if kept > 3 {
-        // SAFETY: no memory is passed. What is closed has owners that the caller
-        // promised not to use.
-        check(unsafe { libc::syscall(libc::SYS_close_range, 3, kept - 1, 0) })?;
+pub fn close_all_but(kept: &[BorrowedFd<'_>]) -> Result<()> {
+    let mut kept: Vec<_> = kept.iter().map(|fd| fd.as_raw_fd() as u32).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for kept in kept {
+        if kept > first {
+            close_range(first, kept - 1)?;
+        }
+        first = first.max(kept + 1);
     }
-    // SAFETY: as above.
-    check(unsafe { libc::syscall(libc::SYS_close_range, kept + 1, u32::MAX, 0) })?;
+    close_range(first, u32::MAX)
+}
+
+fn close_range(first: u32, last: u32) -> Result<()> {
+    // SAFETY: no memory is passed. What is closed has owners that the caller of
+    // `close_all_but` promised not to use.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })?;
     Ok(())
 }
 
@@ -142,7 +163,7 @@ pub fn keep_as_third(kept: BorrowedFd<'_>) -> Result<OwnedFd> {
     }
     // SAFETY: 3 is open now, and by the same promise owned by nobody else.
     let third = unsafe { OwnedFd::from_raw_fd(THIRD) };
-    close_all_but(third.as_fd())?;
+    close_all_but(&[third.as_fd()])?;
     Ok(third)
 }
 
@@ -244,17 +265,35 @@ pub fn loopback_up() -> Result<()> {
     Ok(())
 }
 
-/// execve(2): returns only when it fails.
-pub fn execve(program: &CString, args: &[CString], env: &[CString]) -> Errno {
-    let pointers = |strings: &[CString]| {
-        let ends = std::iter::once(null());
-        strings.iter().map(|s| s.as_ptr()).chain(ends).collect()
-    };
-    let args: Vec<_> = pointers(args);
-    let env: Vec<_> = pointers(env);
-    // SAFETY: three C strings and arrays of them, each array ended by null.
-    unsafe { libc::execve(program.as_ptr(), args.as_ptr(), env.as_ptr()) };
-    last_errno()
+/// Arguments and environment as execve(2) takes them: once made, running a program
+/// allocates nothing, which a seccomp filter could forbid.
+pub struct Arguments<'a> {
+    args: Vec<*const c_char>,
+    env: Vec<*const c_char>,
+    strings: PhantomData<&'a CString>,
+}
+
+impl<'a> Arguments<'a> {
+    /// Of a program that gets `args` and `env`.
+    pub fn new(args: &'a [CString], env: &'a [CString]) -> Self {
+        let pointers = |strings: &[CString]| {
+            let ends = std::iter::once(null());
+            strings.iter().map(|s| s.as_ptr()).chain(ends).collect()
+        };
+        Self {
+            args: pointers(args),
+            env: pointers(env),
+            strings: PhantomData,
+        }
+    }
+
+    /// execve(2): returns only when it fails.
+    pub fn execute(&self, program: &CStr) -> Errno {
+        // SAFETY: a C string and arrays of them, each array ended by null; the
+        // strings outlive `self`.
+        unsafe { libc::execve(program.as_ptr(), self.args.as_ptr(), self.env.as_ptr()) };
+        last_errno()
+    }
 }
 
 /// Ends this process without running anything more of it.

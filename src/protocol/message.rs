@@ -121,7 +121,9 @@ pub enum Request {
     /// Set up a further process in the running container, up to the point just
     /// before its program runs. Answered by [`Report::ExecCreated`] or
     /// [`Report::ExecFailed`]. The program runs once all its streams are connected:
-    /// [`Report::ExecStarted`] or [`Report::ExecFailed`].
+    /// [`Report::ExecStarted`] or [`Report::ExecFailed`]. One that is killed between
+    /// the two is [`Report::Exited`]. Reports of several processes, and answers, may
+    /// come in between.
     Exec {
         /// Its number: not [`INIT`], and never used before.
         process: ProcessId,
@@ -146,8 +148,9 @@ pub enum Request {
 /// What the host asks about the container that exists, or asks of it as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Question {
-    /// Stop all its processes where they are (cgroup v2 `cgroup.freeze`).
-    /// Answered by [`Answer::Done`] once they stand.
+    /// Stop all processes of the running container where they are (cgroup v2
+    /// `cgroup.freeze`). Answered by [`Answer::Done`] once they stand; a
+    /// [`Question::Resume`], or the container's end, before that makes it fail.
     Pause,
     /// Let them go on. Answered by [`Answer::Done`].
     Resume,
@@ -210,7 +213,9 @@ pub enum Report {
     Started,
     /// The request in progress failed; the container does not exist (any more).
     Failed(Failure),
-    /// A process ended. All its output has been handed to its streams before.
+    /// A process ended. All its output has been handed to its streams before; of
+    /// others than [`INIT`], of which none outlives it, as much as the host has taken
+    /// within 2 s of its end.
     Exited {
         /// Which one.
         process: ProcessId,

@@ -37,7 +37,8 @@ pub struct ContainerPlan {
     /// rules (deny all, then the default nodes).
     pub device_rules: Vec<DeviceRule>,
     /// `linux.resources` as cgroup v2 files of the container's cgroup and what
-    /// to write there (`memory.max`, `268435456`), in order.
+    /// to write there (`memory.max`, `268435456`), in order. Of the core's files only
+    /// the limits `cgroup.max.depth` and `cgroup.max.descendants`.
     pub cgroup_writes: Vec<(Bytes, Bytes)>,
     /// `linux.timeOffsets`: clock id (1 monotonic, 7 boottime), seconds and
     /// nanoseconds; needs [`namespace::TIME`].
@@ -200,7 +201,9 @@ pub struct ProcessPlan {
     /// `rlimits`.
     pub rlimits: Vec<Rlimit>,
     /// `linux.seccomp`, installed in this order as the last step before the
-    /// program: the strictest answer of all counts (seccomp(2)).
+    /// program: the strictest answer of all counts (seccomp(2)). They must allow
+    /// execve, write and exit_group, each but the last seccomp, and without
+    /// [`Self::no_new_privileges`] capset and, for ambient capabilities, prctl.
     pub seccomp: Vec<SeccompFilter>,
     /// `linux.personality`: personality(2).
     pub personality: Option<u32>,

@@ -23,9 +23,12 @@ use vmrun_agent::prepared::Prepared;
 use vmrun_agent::serve::{Channels, serve};
 use vmrun_agent::sys::{self, Cloned};
 use vmrun_protocol::frame;
-use vmrun_protocol::message::{ExitStatus, Failure, INIT, Report, Request, Stream, StreamHeader};
+use vmrun_protocol::message::{
+    Answer, ExitStatus, Failure, INIT, ProcessId, Question, Report, Request, Stream, StreamHeader,
+};
 use vmrun_protocol::plan::{
-    ContainerPlan, DeviceRule, FsType, Mount, MountSource, ProcessPlan, WindowSize, namespace,
+    Bytes, ContainerPlan, DeviceRule, FsType, Mount, MountSource, ProcessPlan, WindowSize,
+    namespace,
 };
 
 /// Whether the agent has a process that was made ahead: in the test programs that
@@ -75,8 +78,12 @@ impl Host {
             .find(|root| root.join("cgroup.procs").exists())?;
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let group = root.join(format!("agent-test-{}-{count}", std::process::id()));
-        fs::create_dir(&group).ok()?;
+        // In one that hands no controllers on: they could not be enabled in a group
+        // that has the agent in it and is not the root.
+        let outer = root.join(format!("agent-test-{}-{count}", std::process::id()));
+        let group = outer.join("agent");
+        fs::create_dir(&outer).ok()?;
+        fs::create_dir(&group).unwrap();
         Some(Self::in_cgroup(Some(group)))
     }
 
@@ -111,11 +118,15 @@ impl Host {
     pub fn groups(&mut self) -> usize {
         // There is none to start, which it says when it has done all else.
         self.start().unwrap_err();
-        let group = self.cgroup.as_ref().unwrap();
-        let entries = fs::read_dir(group).unwrap();
+        let entries = fs::read_dir(self.group()).unwrap();
         entries
             .filter(|e| e.as_ref().unwrap().file_type().unwrap().is_dir())
             .count()
+    }
+
+    /// The folder of the agent's cgroup.
+    pub fn group(&self) -> &Path {
+        self.cgroup.as_ref().unwrap()
     }
 
     /// A path in the container's root.
@@ -132,11 +143,12 @@ impl Host {
     }
 
     pub fn connect(&self, stream: Stream) -> UnixStream {
+        self.connect_to(INIT, stream)
+    }
+
+    pub fn connect_to(&self, process: ProcessId, stream: Stream) -> UnixStream {
         let mut socket = UnixStream::connect(self.tree.path().join("stream")).unwrap();
-        let header = StreamHeader {
-            process: INIT,
-            stream,
-        };
+        let header = StreamHeader { process, stream };
         frame::write(&mut socket, &header, StreamHeader::MAX_BYTES).unwrap();
         socket
     }
@@ -192,6 +204,70 @@ impl Host {
         self.run_with(plan, Vec::new())
     }
 
+    /// Runs a container that waits, with its stdin and stdout; it is ready.
+    pub fn idle(&mut self, plan: &ContainerPlan) -> (UnixStream, UnixStream) {
+        let mut plan = plan.clone();
+        plan.process.args = bytes(&["sh", "-c", "echo ready; exec cat"]);
+        self.create(&plan).unwrap();
+        let stdin = self.connect(Stream::Stdin);
+        let mut stdout = self.connect(Stream::Stdout);
+        let _ = collect(self.connect(Stream::Stderr));
+        self.start().unwrap();
+        stdout.read_exact(&mut [0; 6]).unwrap();
+        (stdin, stdout)
+    }
+
+    /// Sets a further process up.
+    pub fn exec(&mut self, process: ProcessId, plan: &ProcessPlan) -> Result<(), Failure> {
+        let plan = Box::new(plan.clone());
+        self.request(Request::Exec { process, plan });
+        match self.report() {
+            Report::ExecCreated { process: created } if created == process => Ok(()),
+            Report::ExecFailed {
+                process: failed,
+                failure,
+            } if failed == process => Err(failure),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Connects the streams of a further process, whose program then runs: its
+    /// stdin, stdout and stderr.
+    pub fn exec_started(&mut self, process: ProcessId) -> [UnixStream; 3] {
+        let streams =
+            [Stream::Stdin, Stream::Stdout, Stream::Stderr].map(|s| self.connect_to(process, s));
+        assert_eq!(self.report(), Report::ExecStarted { process });
+        streams
+    }
+
+    /// Runs a further process to its end.
+    pub fn exec_run(&mut self, process: ProcessId, plan: &ProcessPlan) -> Outcome {
+        self.exec(process, plan).unwrap();
+        let [_stdin, stdout, stderr] = self.exec_started(process);
+        let (stdout, stderr) = (collect(stdout), collect(stderr));
+        let status = match self.report() {
+            Report::Exited {
+                process: ended,
+                status,
+            } if ended == process => status,
+            other => panic!("{other:?}"),
+        };
+        Outcome {
+            stdout: stdout.join().unwrap(),
+            stderr: stderr.join().unwrap(),
+            status,
+        }
+    }
+
+    /// The answer to a question that is answered at once.
+    pub fn ask(&mut self, question: Question) -> Result<Answer, Failure> {
+        self.request(Request::Ask { tag: 77, question });
+        match self.report() {
+            Report::Answer { tag: 77, answer } => answer,
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// Runs a shell script.
     pub fn sh(&mut self, script: &str) -> Outcome {
         self.run(&plan(&["sh", "-c", script]))
@@ -203,7 +279,11 @@ impl Drop for Host {
     fn drop(&mut self) {
         let _ = self.control.shutdown(std::net::Shutdown::Both);
         let ended = waitpid(Some(self.agent), WaitOptions::empty());
-        let removed = self.cgroup.as_ref().map_or(Ok(()), fs::remove_dir);
+        let remove = |group: &PathBuf| {
+            fs::remove_dir(group)?;
+            fs::remove_dir(group.parent().unwrap())
+        };
+        let removed = self.cgroup.as_ref().map_or(Ok(()), remove);
         if !thread::panicking() {
             let (_, status) = ended.unwrap().unwrap();
             assert_eq!(status.exit_status(), Some(0), "agent: {status:?}");
@@ -387,6 +467,10 @@ fn usual_mounts() -> Vec<Mount> {
     mounts
 }
 
+pub fn bytes(strings: &[&str]) -> Vec<Bytes> {
+    strings.iter().map(|s| s.as_bytes().to_vec()).collect()
+}
+
 /// A container as `runc spec` describes one.
 pub fn plan(args: &[&str]) -> ContainerPlan {
     ContainerPlan {
@@ -405,7 +489,7 @@ pub fn plan(args: &[&str]) -> ContainerPlan {
             access: 7,
         }],
         process: ProcessPlan {
-            args: args.iter().map(|arg| arg.as_bytes().to_vec()).collect(),
+            args: bytes(args),
             env: vec![b"PATH=/sbin:/bin".to_vec(), b"TERM=dumb".to_vec()],
             cwd: b"/".to_vec(),
             ..ProcessPlan::default()
