@@ -10,6 +10,7 @@ use vmrun_protocol::frame;
 use vmrun_protocol::plan::ProcessPlan;
 
 use super::proxy::Proxy;
+use super::terminal::let_go_of_standard_streams;
 use super::{ExecError, ExecRequest};
 use crate::error::chain;
 use crate::state::Container;
@@ -81,6 +82,9 @@ fn be_proxy(
     let ended = set_up(request, container, plan).and_then(|proxy| {
         proxy.run(|proxy| {
             proxy.give_pidfd(request.pidfd_socket.as_deref())?;
+            if request.console_socket.is_some() {
+                let_go_of_standard_streams()?;
+            }
             told(&mut parent, &Report::Started)
         })
     });

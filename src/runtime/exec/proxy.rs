@@ -6,7 +6,7 @@ use rustix::event::PollFlags;
 use vmrun_protocol::message::ExitStatus;
 use vmrun_protocol::plan::{ProcessPlan, WindowSize};
 
-use super::terminal::{HostSide, let_go_of_standard_streams};
+use super::terminal::HostSide;
 use super::{ExecError, ExecRequest};
 use crate::Error;
 use crate::console;
@@ -92,9 +92,6 @@ impl Proxy {
         let relays = Relays::over(guest, self.host.streams()?)?;
         self.await_start()?;
         started(&self)?;
-        if matches!(self.host, HostSide::Sent(_)) {
-            let_go_of_standard_streams()?;
-        }
         self.resize()?;
         let status = self.await_end()?;
         // What it has written arrives, unless the reader does not read and somebody
@@ -177,3 +174,7 @@ impl Proxy {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "proxy_tests.rs"]
+mod tests;
