@@ -54,6 +54,14 @@ impl Folder {
         }
     }
 
+    /// Nothing above it is ever removed.
+    pub fn alone(self) -> Self {
+        Self {
+            made: self.made.min(1),
+            ..self
+        }
+    }
+
     /// Whether it is of cgroup v2.
     pub fn is_unified(&self) -> bool {
         self.unified

@@ -17,6 +17,9 @@ use super::layout::is_missing;
 /// tables.
 pub const MEMORY_OVERHEAD_MIB: u64 = 128;
 
+/// Bytes of a MiB.
+pub const MIB_BYTES: u64 = 1 << 20;
+
 /// Added to the container's limit of processes: the monitor's threads. Those of the
 /// container are in the guest.
 pub const PIDS_OVERHEAD: u64 = 256;
@@ -61,7 +64,7 @@ impl Write {
 pub fn writes(folders: &[Folder], limits: &HostLimits, overhead_mib: u64) -> Vec<Write> {
     let mut list = List {
         folders,
-        overhead_bytes: overhead_mib.saturating_mul(1 << 20),
+        overhead_bytes: overhead_mib.saturating_mul(MIB_BYTES),
         writes: Vec::new(),
     };
     list.memory(limits);

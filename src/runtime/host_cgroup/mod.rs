@@ -18,6 +18,7 @@ mod layout;
 mod limits;
 mod place;
 mod statistics;
+mod systemd;
 
 use std::io;
 use std::path::PathBuf;
@@ -29,6 +30,7 @@ use folder::Folder;
 use layout::Layout;
 pub use limits::{MEMORY_OVERHEAD_MIB, PIDS_OVERHEAD};
 pub use statistics::{BlockDevice, HostStatistics};
+use systemd::Unit;
 
 /// Who makes cgroups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -69,6 +71,12 @@ pub enum CgroupError {
     /// `--systemd-cgroup` without systemd.
     #[error("systemd not running on this host, cannot use systemd cgroups manager")]
     NoSystemd,
+    /// systemd cannot be asked.
+    #[error("cannot talk to systemd")]
+    Systemd(#[source] io::Error),
+    /// systemd says no.
+    #[error("systemd: {0}")]
+    SystemdRefused(String),
     /// A folder cannot be made, joined or removed.
     #[error("cannot {doing} cgroup {path:?}")]
     Folder {
@@ -104,6 +112,8 @@ pub struct HostCgroup {
     overhead_mib: u64,
     /// Whether doing without is allowed, where the right is missing.
     optional: bool,
+    /// With [`Driver::Systemd`].
+    unit: Option<Unit>,
 }
 
 impl HostCgroup {
@@ -115,19 +125,28 @@ impl HostCgroup {
 
     fn plan_in(layout: &Layout, asked: &Asked) -> Result<Option<Self>, CgroupError> {
         let is_root = rustix::process::geteuid().is_root();
-        if asked.driver == Driver::Systemd {
-            return Err(CgroupError::NoSystemd);
-        }
+        let (unit, place) = match asked.driver {
+            Driver::Cgroupfs => (None, None),
+            Driver::Systemd => {
+                let (unit, place) = Unit::plan(asked)?;
+                (Some(unit), Some(place))
+            }
+        };
         if layout.hierarchies.is_empty() {
             return match asked.path {
                 Some(_) if is_root => Err(CgroupError::None),
                 _ => Ok(None),
             };
         }
+        let folders = match &place {
+            Some(place) => place::of_unit(layout, place),
+            None => place::folders(layout, asked)?,
+        };
         Ok(Some(Self {
-            folders: place::folders(layout, asked)?,
+            folders,
             overhead_mib: asked.overhead_mib,
             optional: !is_root || asked.path.is_none(),
+            unit,
         }))
     }
 
@@ -136,7 +155,7 @@ impl HostCgroup {
     /// where it was not asked for one by root, it leaves the process where it is: the
     /// limits hold in the guest all the same.
     pub fn enter(&self, limits: &HostLimits) -> Result<(), CgroupError> {
-        let entered = self.make().and_then(|()| {
+        let entered = self.make(limits).and_then(|()| {
             let _undo = self.write(limits)?;
             self.folders.iter().try_for_each(Folder::join)
         });
@@ -154,7 +173,11 @@ impl HostCgroup {
         Err(error)
     }
 
-    fn make(&self) -> Result<(), CgroupError> {
+    /// What systemd has made is there then, in the hierarchies that it manages.
+    fn make(&self, limits: &HostLimits) -> Result<(), CgroupError> {
+        if let Some(unit) = &self.unit {
+            unit.start(limits, self.overhead_mib)?;
+        }
         self.folders.iter().try_for_each(Folder::make)
     }
 
@@ -187,7 +210,14 @@ impl HostCgroup {
     /// Changes limits of the running machine. If one fails, those before are set
     /// back. The result sets back all of them.
     pub fn update(&self, limits: &HostLimits) -> Result<Undo, CgroupError> {
-        self.write(limits)
+        let undo = self.write(limits)?;
+        if let Some(unit) = &self.unit
+            && let Err(error) = unit.update(limits, self.overhead_mib)
+        {
+            undo.run();
+            return Err(error);
+        }
+        Ok(undo)
     }
 
     fn write(&self, limits: &HostLimits) -> Result<Undo, CgroupError> {

@@ -35,6 +35,12 @@ pub fn folders(layout: &Layout, asked: &Asked) -> Result<Vec<Folder>, CgroupErro
     Ok(layout.hierarchies.iter().map(place).collect())
 }
 
+/// One for each, at the place of systemd's unit. What is above it is systemd's.
+pub fn of_unit(layout: &Layout, path: &Path) -> Vec<Folder> {
+    let folder = |hierarchy| Folder::plan(hierarchy, path).alone();
+    layout.hierarchies.iter().map(folder).collect()
+}
+
 /// `slice:prefix:name`, as runc refuses it without systemd.
 fn looks_like_systemds(path: &Path) -> bool {
     let text = path.to_string_lossy();

@@ -125,7 +125,7 @@ fn controllers_are_enabled_on_the_way_down() {
     fake.fill("x");
     fake.fill("x/c/d");
     let cgroup = fake.plan(Some("c/d")).unwrap();
-    cgroup.make().unwrap();
+    cgroup.make(&HostLimits::default()).unwrap();
     assert_eq!(fake.text("cgroup.subtree_control"), "+pids");
     assert_eq!(fake.text("x/cgroup.subtree_control"), "+pids");
     assert_eq!(fake.text("x/c/d/cgroup.subtree_control"), "");
@@ -157,7 +157,7 @@ fn what_was_there_stays() {
     fs::create_dir(top.join("a")).unwrap();
     let cgroup = fake.plan(Some("/a/b/c")).unwrap();
     let text = serde_json::to_string(&cgroup).unwrap();
-    cgroup.make().unwrap();
+    cgroup.make(&HostLimits::default()).unwrap();
     assert!(top.join("a/b/c").is_dir());
     let cgroup: HostCgroup = serde_json::from_str(&text).unwrap();
     cgroup.remove().unwrap();
@@ -166,9 +166,9 @@ fn what_was_there_stays() {
     cgroup.remove().unwrap();
 
     let first = fake.plan(Some("/a/b/c")).unwrap();
-    first.make().unwrap();
+    first.make(&HostLimits::default()).unwrap();
     let second = fake.plan(Some("/a/b/d")).unwrap();
-    second.make().unwrap();
+    second.make(&HostLimits::default()).unwrap();
     first.remove().unwrap();
     assert!(top.join("a/b/d").is_dir() && !top.join("a/b/c").exists());
 }
