@@ -145,6 +145,20 @@ pub enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Show what this version understands, as JSON
+    Features,
+    /// Write a config.json to start from; with --rootless, for a caller who is not root
+    Spec {
+        /// Folder for it
+        #[arg(short, long, value_name = "FOLDER", default_value = ".")]
+        bundle: PathBuf,
+    },
+    /// Show who sees to what in a bundle's config.json
+    Explain {
+        /// The bundle's folder
+        #[arg(value_name = "BUNDLE", default_value = ".")]
+        bundle: PathBuf,
+    },
     /// Look after machine templates: booted once, started from many times
     #[command(subcommand)]
     Template(TemplateVerb),

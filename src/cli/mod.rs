@@ -6,6 +6,8 @@ mod check;
 mod containers;
 mod events;
 mod exec;
+mod explain;
+mod features;
 mod log_file;
 mod pause;
 mod progress;
@@ -13,6 +15,7 @@ mod ps;
 mod run;
 mod settings;
 mod size;
+mod spec;
 mod template;
 mod update;
 
@@ -73,6 +76,9 @@ pub fn run(argv: Vec<OsString>, started: Instant) -> ExitCode {
             quiet,
         } => containers::list(&root, &format, quiet),
         Action::Unsupported(verb) => containers::unsupported(verb),
+        Action::Features => features::features(),
+        Action::Spec { bundle, rootless } => spec::spec(&bundle, rootless),
+        Action::Explain { bundle } => explain::explain(&bundle),
         Action::CreateTemplate(request) => template::create(&request),
         Action::ListTemplates { folder, format } => template::list(&folder, format),
         Action::RemoveTemplates { folder, keys } => template::remove(&folder, &keys),

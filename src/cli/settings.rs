@@ -105,6 +105,14 @@ pub enum Action {
         json: bool,
         guest_dir: PathBuf,
     },
+    Features,
+    Spec {
+        bundle: PathBuf,
+        rootless: bool,
+    },
+    Explain {
+        bundle: PathBuf,
+    },
     CreateTemplate(template::CreateRequest),
     ListTemplates {
         folder: PathBuf,
@@ -168,6 +176,12 @@ impl Settings {
                 json,
                 guest_dir: guest_dir(&globals),
             },
+            Verb::Features => Action::Features,
+            Verb::Spec { bundle } => Action::Spec {
+                bundle,
+                rootless: globals.rootless.as_deref() == Some("true"),
+            },
+            Verb::Explain { bundle } => Action::Explain { bundle },
             Verb::Other(_) => return Err(UsageError::new("no command")),
         };
         Ok(Self {
@@ -394,6 +408,17 @@ mod tests {
         assert_eq!(request.boot_protocol, BootProtocol::Pvh);
         assert_eq!(request.serial, Some("/s".into()));
         assert!(request.changes_machine());
+    }
+
+    #[test]
+    fn spec_takes_the_flag_of_every_verb() {
+        let rootless = |words: &[&str]| match decided(words).unwrap().action {
+            Action::Spec { rootless, .. } => rootless,
+            other => panic!("{other:?}"),
+        };
+        assert!(!rootless(&["spec"]));
+        assert!(!rootless(&["--rootless=false", "spec"]));
+        assert!(rootless(&["spec", "--rootless"]));
     }
 
     #[test]

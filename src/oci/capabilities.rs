@@ -13,7 +13,7 @@ pub(crate) fn is_known(name: &Value) -> bool {
 /// The capability of this name, as a bit; with or without `CAP_`, in any case.
 pub fn named(name: &str) -> Option<u64> {
     let known = Capability::deserialize(Value::from(name)).ok()?;
-    Some(1 << number(known))
+    Some(bit(known))
 }
 
 /// The five sets as bits. What the kernel cannot grant is left out with a
@@ -47,55 +47,71 @@ fn bits(names: &Option<Names>) -> u64 {
     names
         .iter()
         .flatten()
-        .fold(0, |bits, &name| bits | 1 << number(name))
+        .fold(0, |bits, &name| bits | bit(name))
 }
 
-/// Number of a capability in linux/capability.h.
-fn number(name: Capability) -> u8 {
+/// All of them, by their numbers in linux/capability.h.
+const BY_NUMBER: [Capability; 41] = {
     use Capability::*;
-    match name {
-        Chown => 0,
-        DacOverride => 1,
-        DacReadSearch => 2,
-        Fowner => 3,
-        Fsetid => 4,
-        Kill => 5,
-        Setgid => 6,
-        Setuid => 7,
-        Setpcap => 8,
-        LinuxImmutable => 9,
-        NetBindService => 10,
-        NetBroadcast => 11,
-        NetAdmin => 12,
-        NetRaw => 13,
-        IpcLock => 14,
-        IpcOwner => 15,
-        SysModule => 16,
-        SysRawio => 17,
-        SysChroot => 18,
-        SysPtrace => 19,
-        SysPacct => 20,
-        SysAdmin => 21,
-        SysBoot => 22,
-        SysNice => 23,
-        SysResource => 24,
-        SysTime => 25,
-        SysTtyConfig => 26,
-        Mknod => 27,
-        Lease => 28,
-        AuditWrite => 29,
-        AuditControl => 30,
-        Setfcap => 31,
-        MacOverride => 32,
-        MacAdmin => 33,
-        Syslog => 34,
-        WakeAlarm => 35,
-        BlockSuspend => 36,
-        AuditRead => 37,
-        Perfmon => 38,
-        Bpf => 39,
-        CheckpointRestore => 40,
-    }
+    [
+        Chown,
+        DacOverride,
+        DacReadSearch,
+        Fowner,
+        Fsetid,
+        Kill,
+        Setgid,
+        Setuid,
+        Setpcap,
+        LinuxImmutable,
+        NetBindService,
+        NetBroadcast,
+        NetAdmin,
+        NetRaw,
+        IpcLock,
+        IpcOwner,
+        SysModule,
+        SysRawio,
+        SysChroot,
+        SysPtrace,
+        SysPacct,
+        SysAdmin,
+        SysBoot,
+        SysNice,
+        SysResource,
+        SysTime,
+        SysTtyConfig,
+        Mknod,
+        Lease,
+        AuditWrite,
+        AuditControl,
+        Setfcap,
+        MacOverride,
+        MacAdmin,
+        Syslog,
+        WakeAlarm,
+        BlockSuspend,
+        AuditRead,
+        Perfmon,
+        Bpf,
+        CheckpointRestore,
+    ]
+};
+
+/// The names of all, by their numbers.
+pub fn names() -> Vec<String> {
+    BY_NUMBER.iter().map(|name| format!("CAP_{name}")).collect()
+}
+
+fn number(name: Capability) -> usize {
+    let found = BY_NUMBER.iter().position(|&known| known == name);
+    // A later version of oci-spec may know more; the guest's kernel does not.
+    found.unwrap_or(BY_NUMBER.len())
+}
+
+/// The capability as a bit, of those that the guest's kernel has.
+fn bit(name: Capability) -> u64 {
+    (1 << number(name)) & ((1 << BY_NUMBER.len()) - 1)
 }
 
 #[cfg(test)]
@@ -121,7 +137,7 @@ mod tests {
             (Capability::Bpf, Kernel::BPF),
             (Capability::CheckpointRestore, Kernel::CHECKPOINT_RESTORE),
         ] {
-            assert_eq!(1 << number(name), bit.bits(), "{name:?}");
+            assert_eq!(super::bit(name), bit.bits(), "{name:?}");
         }
     }
 

@@ -31,7 +31,23 @@ const ALWAYS_ALLOWED: [(DeviceKind, Option<u32>, Option<u32>, u8); 10] = [
     (DeviceKind::Char, Some(136), None, ALL),
 ];
 
-/// The nodes of `linux.devices`.
+/// Character devices that the guest's kernel has, with their minor numbers (`None`
+/// is every one). Block devices there are none of a container's concern.
+const GUEST_DEVICES: [(u32, Option<u32>); 10] = [
+    (1, Some(3)),    // null
+    (1, Some(5)),    // zero
+    (1, Some(7)),    // full
+    (1, Some(8)),    // random
+    (1, Some(9)),    // urandom
+    (1, Some(11)),   // kmsg
+    (5, Some(0)),    // tty
+    (5, Some(2)),    // ptmx
+    (10, Some(229)), // fuse
+    (136, None),     // pts
+];
+
+/// The nodes of `linux.devices`. A device of the host is refused: in the guest its
+/// number would be nothing, or something else.
 pub fn nodes(devices: &[LinuxDevice]) -> Result<Vec<DeviceNode>, Error> {
     text::at_most("linux.devices", devices.len(), MAX_NODES)?;
     let node = |(i, device)| node(&format!("linux.devices[{i}]"), device);
@@ -56,11 +72,27 @@ fn node(path: &str, device: &LinuxDevice) -> Result<DeviceNode, Error> {
             number(format!("{path}.{name}"), value, max)
         }
     };
+    let (major, minor) = (
+        number("major", device.major(), MAX_MAJOR)?,
+        number("minor", device.minor(), MAX_MINOR)?,
+    );
+    let in_container = text::container_path(&format!("{path}.path"), device.path())?;
+    let is_guests =
+        |&(of, every): &(u32, Option<u32>)| of == major && every.is_none_or(|n| n == minor);
+    if !is_fifo && (kind != DeviceKind::Char || !GUEST_DEVICES.iter().any(is_guests)) {
+        let problem = format!(
+            "{:?} ({} {major}:{minor}) is a device of the host, and not in the machine, which has \
+             null, zero, full, random, urandom, kmsg, tty, ptmx, pts and fuse",
+            device.path(),
+            device.typ().as_str(),
+        );
+        return Err(Error::property(path, problem));
+    }
     Ok(DeviceNode {
-        path: text::container_path(&format!("{path}.path"), device.path())?,
+        path: in_container,
         kind,
-        major: number("major", device.major(), MAX_MAJOR)?,
-        minor: number("minor", device.minor(), MAX_MINOR)?,
+        major,
+        minor,
         // Callers pass the host's st_mode, with the file type in it.
         mode: device.file_mode().unwrap_or(0o666) & 0o7777,
         uid: device.uid().unwrap_or(0),
@@ -192,8 +224,19 @@ mod tests {
                 "linux.devices[0].type: \"a\" is not the type of a node",
             ),
             (
-                r#"{"path":"dev/x","type":"c"}"#,
+                r#"{"path":"dev/x","type":"c","major":1,"minor":3}"#,
                 "linux.devices[0].path: must be an absolute path",
+            ),
+            (
+                r#"{"path":"/dev/sda","type":"b","major":8,"minor":0}"#,
+                "linux.devices[0]: \"/dev/sda\" (b 8:0) is a device of the host, and not in the \
+                 machine, which has null, zero, full, random, urandom, kmsg, tty, ptmx, pts and fuse",
+            ),
+            (
+                r#"{"path":"/dev/net/tun","type":"u","major":10,"minor":200}"#,
+                "linux.devices[0]: \"/dev/net/tun\" (u 10:200) is a device of the host, and not in \
+                 the machine, which has null, zero, full, random, urandom, kmsg, tty, ptmx, pts and \
+                 fuse",
             ),
             (
                 r#"{"path":"/dev/x","type":"c","major":4096}"#,

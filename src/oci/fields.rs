@@ -246,15 +246,39 @@ pub fn classify(
     at: &str,
     warnings: &mut Vec<String>,
 ) -> Result<(), Error> {
+    let mut unknown = 0;
+    visit(part, document, at, &mut |path, field| {
+        match field.map(|f| (f.treatment, f.note)) {
+            Some((Treatment::Enforced(_) | Treatment::Accepted, _)) => {}
+            Some((Treatment::Warned, note)) => warnings.push(format!("{path}: not done: {note}")),
+            Some((Treatment::Refused, note)) => {
+                return Err(Error::property(path, format!("not supported: {note}")));
+            }
+            None => {
+                unknown += 1;
+                if unknown <= MAX_UNKNOWN {
+                    warnings.push(format!("{path}: unknown property, ignored"));
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Calls `seen` with the JSON path of every property that asks for something, and
+/// with its entry in the table. The rest is as in [`classify`].
+pub fn visit(part: &Value, document: &str, at: &str, seen: Visitor<'_>) -> Result<(), Error> {
     let mut walk = Walk {
         document,
         pattern: at.to_owned(),
         path: at.to_owned(),
-        unknown: 0,
-        warnings,
+        seen,
     };
     walk.value(part)
 }
+
+/// See [`visit`].
+type Visitor<'a> = &'a mut dyn FnMut(&str, Option<&'static Field>) -> Result<(), Error>;
 
 struct Walk<'a> {
     document: &'a str,
@@ -262,8 +286,7 @@ struct Walk<'a> {
     pattern: String,
     /// Path with the numbers of list entries.
     path: String,
-    unknown: usize,
-    warnings: &'a mut Vec<String>,
+    seen: Visitor<'a>,
 }
 
 impl Walk<'_> {
@@ -272,7 +295,7 @@ impl Walk<'_> {
             return Ok(());
         }
         if let Some(field) = FIELDS.iter().find(|f| f.path == self.pattern) {
-            return self.found(field);
+            return (self.seen)(&self.path, Some(field));
         }
         match value {
             Value::Object(members) if self.has_members(".") => {
@@ -290,10 +313,7 @@ impl Walk<'_> {
             // Serde would take a list for an object, member by member.
             _ if self.has_members(".") => Err(self.must_be("an object")),
             _ if self.has_members("[].") => Err(self.must_be("a list")),
-            _ => {
-                self.note_unknown();
-                Ok(())
-            }
+            _ => (self.seen)(&self.path, None),
         }
     }
 
@@ -332,28 +352,6 @@ impl Walk<'_> {
                 .strip_prefix(self.pattern.as_str())
                 .is_some_and(|rest| rest.starts_with(separator))
         })
-    }
-
-    fn found(&mut self, field: &Field) -> Result<(), Error> {
-        match field.treatment {
-            Treatment::Enforced(_) | Treatment::Accepted => {}
-            Treatment::Warned => self
-                .warnings
-                .push(format!("{}: not done: {}", self.path, field.note)),
-            Treatment::Refused => {
-                let problem = format!("not supported: {}", field.note);
-                return Err(Error::property(&self.path, problem));
-            }
-        }
-        Ok(())
-    }
-
-    fn note_unknown(&mut self) {
-        self.unknown += 1;
-        if self.unknown <= MAX_UNKNOWN {
-            self.warnings
-                .push(format!("{}: unknown property, ignored", self.path));
-        }
     }
 }
 

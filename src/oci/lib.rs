@@ -14,6 +14,8 @@ pub mod container;
 pub mod devices;
 pub mod error;
 pub mod exec;
+pub mod explain;
+pub mod features;
 pub mod fields;
 pub mod hooks;
 pub mod host_limits;

@@ -15,6 +15,9 @@ use crate::{Container, Error, container, fields, spelling};
 /// seccomp filter and many mounts, have some hundred KiB.
 pub const MAX_BYTES: u64 = 16 << 20;
 
+/// What messages call it.
+pub(crate) const CONFIG: &str = "config.json";
+
 /// Reads and checks the config.json of the bundle folder `bundle`.
 pub fn load(bundle: impl AsFd) -> Result<Container, Error> {
     parse(&read(bundle)?)
@@ -23,7 +26,7 @@ pub fn load(bundle: impl AsFd) -> Result<Container, Error> {
 /// Checks the text of a config.json.
 pub fn parse(json: &[u8]) -> Result<Container, Error> {
     let mut warnings = Vec::new();
-    let spec: Spec = part(json, "config.json", "", &mut warnings)?;
+    let spec: Spec = part(json, CONFIG, "", &mut warnings)?;
     container::resolve(&spec, warnings)
 }
 
@@ -49,7 +52,7 @@ pub(crate) fn part<T: DeserializeOwned>(
 
 /// Duplicate properties, wrong types and nesting beyond 128 levels are errors
 /// that name the JSON path as well as line and column.
-fn typed<T: DeserializeOwned>(json: &[u8], document: &'static str) -> Result<T, Error> {
+pub(crate) fn typed<T: DeserializeOwned>(json: &[u8], document: &'static str) -> Result<T, Error> {
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     let parsed = serde_path_to_error::deserialize(&mut deserializer).map_err(|e| {
         let path = e.path().to_string();

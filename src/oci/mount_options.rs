@@ -85,63 +85,89 @@ fn word(option: &str) -> Word {
         return Word::Propagation(flags);
     }
     match option {
-        "bind" => Word::Bind(Recursive(false)),
-        "rbind" => Word::Bind(Recursive(true)),
-        "remount" => Word::Refused("is not supported: a mount is made once"),
-        "tmpcopyup" => Word::Refused("is not supported yet"),
-        "idmap" | "ridmap" => Word::Refused("is not supported: ids are not mapped"),
-        // In the guest every mount is a single one, so what is asked of the
-        // mounts below it too (`rro`) is what is asked of the mount itself.
-        _ => flag(option)
-            .or_else(|| option.strip_prefix('r').and_then(recursive_flag))
-            .unwrap_or(Word::Data),
+        "bind" => return Word::Bind(Recursive(false)),
+        "rbind" => return Word::Bind(Recursive(true)),
+        "tmpcopyup" => return Word::Refused("is not supported yet"),
+        "iversion" => {
+            return Word::Refused("is not supported: no file system of it counts changes");
+        }
+        "remount" => return Word::Refused("is not supported: a mount is made once"),
+        "idmap" | "ridmap" => return Word::Refused("is not supported: ids are not mapped"),
+        _ => {}
+    }
+    let of = |table: &[Flag], name: &str| table.iter().find(|f| f.0 == name).copied();
+    // In the guest every mount is a single one, so what is asked of the mounts below
+    // it too (`rro`) is what is asked of the mount itself.
+    let recursive = || of(WITH_RECURSIVE, option.strip_prefix('r')?);
+    match of(PLAIN, option)
+        .or_else(|| of(WITH_RECURSIVE, option))
+        .or_else(recursive)
+    {
+        Some((_, Change::Set, flag)) => Word::Set(flag),
+        Some((_, Change::Clear, flag)) => Word::Clear(flag),
+        None => Word::Data,
     }
 }
 
-fn flag(word: &str) -> Option<Word> {
-    use Word::{Clear, Set};
-    Some(match word {
-        "defaults" => Set(0),
-        "async" => Clear(libc::MS_SYNCHRONOUS),
-        "sync" => Set(libc::MS_SYNCHRONOUS),
-        "dirsync" => Set(libc::MS_DIRSYNC),
-        "iversion" => Set(libc::MS_I_VERSION),
-        "noiversion" => Clear(libc::MS_I_VERSION),
-        "lazytime" => Set(libc::MS_LAZYTIME),
-        "nolazytime" => Clear(libc::MS_LAZYTIME),
-        "loud" => Clear(libc::MS_SILENT),
-        "silent" => Set(libc::MS_SILENT),
-        "mand" => Set(libc::MS_MANDLOCK),
-        "nomand" => Clear(libc::MS_MANDLOCK),
-        other => return recursive_flag(other),
-    })
+/// Every word that is understood and done, for `vmrun features`.
+pub fn understood() -> impl Iterator<Item = String> {
+    let fixed = ["bind", "rbind"].map(str::to_owned);
+    let propagations = ["private", "shared", "slave", "unbindable"];
+    let with_r = |word: &'static str| [word.to_owned(), format!("r{word}")];
+    fixed
+        .into_iter()
+        .chain(propagations.into_iter().flat_map(with_r))
+        .chain(PLAIN.iter().map(|f| f.0.to_owned()))
+        .chain(WITH_RECURSIVE.iter().flat_map(move |f| with_r(f.0)))
 }
 
-/// The flags that have a recursive form.
-fn recursive_flag(word: &str) -> Option<Word> {
-    use Word::{Clear, Set};
-    Some(match word {
-        "ro" => Set(libc::MS_RDONLY),
-        "rw" => Clear(libc::MS_RDONLY),
-        "nosuid" => Set(libc::MS_NOSUID),
-        "suid" => Clear(libc::MS_NOSUID),
-        "nodev" => Set(libc::MS_NODEV),
-        "dev" => Clear(libc::MS_NODEV),
-        "noexec" => Set(libc::MS_NOEXEC),
-        "exec" => Clear(libc::MS_NOEXEC),
-        "noatime" => Set(libc::MS_NOATIME),
-        "atime" => Clear(libc::MS_NOATIME),
-        "nodiratime" => Set(libc::MS_NODIRATIME),
-        "diratime" => Clear(libc::MS_NODIRATIME),
-        "relatime" => Set(libc::MS_RELATIME),
-        "norelatime" => Clear(libc::MS_RELATIME),
-        "strictatime" => Set(libc::MS_STRICTATIME),
-        "nostrictatime" => Clear(libc::MS_STRICTATIME),
-        "nosymfollow" => Set(MS_NOSYMFOLLOW),
-        "symfollow" => Clear(MS_NOSYMFOLLOW),
-        _ => return None,
-    })
+/// A word, and what it does to which flag of mount(2).
+type Flag = (&'static str, Change, u64);
+
+#[derive(Clone, Copy)]
+enum Change {
+    Set,
+    Clear,
 }
+
+/// Flags without a recursive form.
+#[rustfmt::skip]
+const PLAIN: &[Flag] = &[
+    ("defaults", Change::Set, 0),
+    ("async", Change::Clear, libc::MS_SYNCHRONOUS),
+    ("sync", Change::Set, libc::MS_SYNCHRONOUS),
+    ("dirsync", Change::Set, libc::MS_DIRSYNC),
+    ("noiversion", Change::Clear, libc::MS_I_VERSION),
+    ("lazytime", Change::Set, libc::MS_LAZYTIME),
+    ("nolazytime", Change::Clear, libc::MS_LAZYTIME),
+    ("loud", Change::Clear, libc::MS_SILENT),
+    ("silent", Change::Set, libc::MS_SILENT),
+    ("mand", Change::Set, libc::MS_MANDLOCK),
+    ("nomand", Change::Clear, libc::MS_MANDLOCK),
+];
+
+/// Flags that have one.
+#[rustfmt::skip]
+const WITH_RECURSIVE: &[Flag] = &[
+    ("ro", Change::Set, libc::MS_RDONLY),
+    ("rw", Change::Clear, libc::MS_RDONLY),
+    ("nosuid", Change::Set, libc::MS_NOSUID),
+    ("suid", Change::Clear, libc::MS_NOSUID),
+    ("nodev", Change::Set, libc::MS_NODEV),
+    ("dev", Change::Clear, libc::MS_NODEV),
+    ("noexec", Change::Set, libc::MS_NOEXEC),
+    ("exec", Change::Clear, libc::MS_NOEXEC),
+    ("noatime", Change::Set, libc::MS_NOATIME),
+    ("atime", Change::Clear, libc::MS_NOATIME),
+    ("nodiratime", Change::Set, libc::MS_NODIRATIME),
+    ("diratime", Change::Clear, libc::MS_NODIRATIME),
+    ("relatime", Change::Set, libc::MS_RELATIME),
+    ("norelatime", Change::Clear, libc::MS_RELATIME),
+    ("strictatime", Change::Set, libc::MS_STRICTATIME),
+    ("nostrictatime", Change::Clear, libc::MS_STRICTATIME),
+    ("nosymfollow", Change::Set, MS_NOSYMFOLLOW),
+    ("symfollow", Change::Clear, MS_NOSYMFOLLOW),
+];
 
 #[cfg(test)]
 mod tests {
@@ -160,6 +186,17 @@ mod tests {
         assert_eq!(o.data, "mode=755,size=65536k");
         assert_eq!(o.bind, None);
         assert!(o.propagation.is_empty());
+    }
+
+    #[test]
+    fn every_understood_word_is_taken_and_none_is_given_to_the_file_system() {
+        for word in understood() {
+            let options = options(&[word.as_str()]);
+            assert_eq!(options.map(|o| o.data), Ok(String::new()), "{word}");
+        }
+        for word in ["size=1", "noswap", "rsync", "ruid=1"] {
+            assert_eq!(options(&[word]).unwrap().data, word);
+        }
     }
 
     #[test]

@@ -42,6 +42,7 @@ pub use create::{CreateRequest, Telling, create};
 pub use error::Error;
 pub use run::{RunRequest, run};
 pub use start::MachineRequest;
+pub use vmrun_oci as oci;
 pub use vmrun_oci::version::SPEC as OCI_SPEC_VERSION;
 pub use vmrun_vm::spec::BootProtocol;
 pub use vmrun_vm::trace::Timeline;
