@@ -19,7 +19,7 @@ pub fn features(annotations: Value) -> Value {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "uts"],
             "capabilities": capabilities::names(),
             "cgroup": {
-                "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": false
+                "v1": true, "v2": true, "systemd": true, "systemdUser": false, "rdma": false
             },
             "seccomp": seccomp(),
             "apparmor": disabled,

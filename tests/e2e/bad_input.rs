@@ -157,13 +157,13 @@ fn what_is_not_supported_is_refused_by_its_path() {
     for (pointer, value, path) in [
         (
             "/linux/seccomp",
-            json!({"defaultAction": "SCMP_ACT_ALLOW"}),
-            "linux.seccomp",
+            json!({"defaultAction": "SCMP_ACT_NOTIFY"}),
+            "linux.seccomp.defaultAction",
         ),
         (
             "/hooks",
-            json!({"prestart": [{"path": "/bin/true"}]}),
-            "hooks",
+            json!({"createContainer": [{"path": "/bin/true"}]}),
+            "hooks.createContainer",
         ),
         (
             "/linux/namespaces/0",
@@ -182,24 +182,19 @@ fn what_is_not_supported_is_refused_by_its_path() {
         ),
         ("/linux/intelRdt", json!({"closID": "x"}), "linux.intelRdt"),
         (
-            "/linux/personality",
-            json!({"domain": "LINUX32"}),
-            "linux.personality",
+            "/linux/resources/blockIO",
+            json!({"throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1}]}),
+            "linux.resources.blockIO.throttleReadBpsDevice",
         ),
         (
-            "/linux/resources/blockIO",
-            json!({"weight": 10}),
-            "linux.resources.blockIO",
+            "/linux/devices",
+            json!([{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}]),
+            "linux.devices[0]",
         ),
         (
             "/process/scheduler",
-            json!({"policy": "SCHED_FIFO"}),
-            "process.scheduler",
-        ),
-        (
-            "/process/ioPriority",
-            json!({"class": "IOPRIO_CLASS_IDLE"}),
-            "process.ioPriority",
+            json!({"policy": "SCHED_ISO"}),
+            "process.scheduler.policy",
         ),
         ("/vm", json!({"kernel": {"path": "/vmlinux"}}), "vm"),
     ] {
