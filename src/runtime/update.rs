@@ -16,6 +16,10 @@ use crate::monitor::client::ClientError;
 use crate::monitor::messages::{Call, Reply};
 use crate::state::{Container, StateError};
 
+/// What a container is taken to use whose guest does not count it, having had no
+/// limit to keep: what the smallest process has.
+const UNCOUNTED_BYTES: u64 = 256 << 10;
+
 /// Where the new limits are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Limits {
@@ -132,10 +136,12 @@ fn check_memory(container: &Container, update: &ResourceUpdate) -> Result<(), Up
         return Err(ClientError::Unexpected.into());
     };
     let used = files.iter().find(|(file, _)| file == "memory.current");
-    match used.and_then(|(_, value)| number(value)) {
-        Some(used) if used > asked => Err(UpdateError::Memory { asked, used }),
-        _ => Ok(()),
+    let used = used.and_then(|(_, value)| number(value));
+    let used = used.unwrap_or(UNCOUNTED_BYTES);
+    if used > asked {
+        return Err(UpdateError::Memory { asked, used });
     }
+    Ok(())
 }
 
 fn number(text: &[u8]) -> Option<u64> {

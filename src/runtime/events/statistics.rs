@@ -1,6 +1,7 @@
 //! Files of the guest's cgroup v2 as runc's `data` of a `stats` event. Processor,
-//! memory and processes are the container's own, as its guest counts them; block
-//! devices are the host's, which read and write its files.
+//! memory and processes are the container's own, as its guest counts them; a guest
+//! whose container has no limit of memory does not, then that of its whole machine is
+//! told. Block devices are the host's, which read and write its files.
 
 use serde_json::{Map, Value, json};
 use vmrun_protocol::plan::Bytes;
@@ -22,7 +23,7 @@ pub fn data(files: &[(String, Bytes)], host: &HostStatistics) -> Value {
             "cpus": list(files.text("cpuset.cpus.effective")),
             "mems": list(files.text("cpuset.mems.effective")),
         },
-        "memory": memory(&files),
+        "memory": memory(&files, host),
         "pids": pids(&files),
         "blkio": block(host),
         "hugetlb": {},
@@ -41,10 +42,11 @@ impl<'a> Files<'a> {
     }
 
     fn number(&self, name: &str) -> u64 {
-        match self.text(name) {
-            "max" => NO_LIMIT,
-            text => text.parse().unwrap_or(0),
-        }
+        self.text(name).parse().unwrap_or(0)
+    }
+
+    fn limit(&self, name: &str) -> u64 {
+        self.text(name).parse().unwrap_or(NO_LIMIT)
     }
 
     /// `name value` lines.
@@ -87,7 +89,7 @@ fn cpu(files: &Files) -> Value {
     })
 }
 
-fn memory(files: &Files) -> Value {
+fn memory(files: &Files, host: &HostStatistics) -> Value {
     let raw = files.table("memory.stat");
     let events = files.table("memory.events");
     let entry = |limit: u64, usage: u64, max: u64, failures: u64| {
@@ -99,20 +101,23 @@ fn memory(files: &Files) -> Value {
         }
         entry
     };
-    let usage = files.number("memory.current");
+    let usage = match files.text("memory.current") {
+        "" => host.memory_bytes,
+        text => text.parse().unwrap_or(0),
+    };
     let swap = files.number("memory.swap.current");
     let kernel = at(&raw, "kernel");
     json!({
         "cache": at(&raw, "file"),
         "usage": entry(
-            files.number("memory.max"),
+            files.limit("memory.max"),
             usage,
             files.number("memory.peak"),
             at(&events, "max"),
         ),
         // Of both together, as runc has it.
         "swap": entry(
-            files.number("memory.max").saturating_add(files.number("memory.swap.max")),
+            files.limit("memory.max").saturating_add(files.limit("memory.swap.max")),
             usage.saturating_add(swap),
             0,
             0,
@@ -125,7 +130,7 @@ fn memory(files: &Files) -> Value {
 
 fn pids(files: &Files) -> Value {
     let mut pids = json!({"current": files.number("pids.current")});
-    match files.number("pids.max") {
+    match files.limit("pids.max") {
         0 | NO_LIMIT => {}
         limit => pids["limit"] = limit.into(),
     }
@@ -247,5 +252,16 @@ mod tests {
         assert_eq!(data["cpu"]["usage"]["total"], 0);
         assert_eq!(data["cpuset"]["cpus"].as_array().unwrap().len(), MAX_LINES);
         assert_eq!(data["blkio"], json!({}));
+    }
+
+    #[test]
+    fn memory_that_the_guest_does_not_count() {
+        let host = HostStatistics {
+            memory_bytes: 77,
+            ..HostStatistics::default()
+        };
+        let memory = &data(&[], &host)["memory"];
+        let expected = json!({"limit": NO_LIMIT, "usage": 77, "failcnt": 0});
+        assert_eq!(memory["usage"], expected);
     }
 }
