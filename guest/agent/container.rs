@@ -16,7 +16,7 @@ use crate::prepared::Prepared;
 use crate::procfs::Procfs;
 use crate::steps::Step;
 use crate::sys::{self, Cloned};
-use crate::{child, device_filter, handshake, steps, terminal, user_namespace};
+use crate::{child, clocks, device_filter, handshake, steps, terminal, user_namespace};
 
 /// What the agent can use.
 #[derive(Debug, Clone, Copy)]
@@ -77,12 +77,14 @@ impl Container {
         let limited = cgroup.as_ref().map_or(Ok(()), |group| group.limit(plan));
         let cloned = limited.and_then(|()| {
             let group = cgroup.as_ref().map(|group| group.as_fd());
-            sys::clone3(flags, group).named(|| "new namespaces")
+            clone(plan, flags, group)
         });
         let pid = match cloned {
             Ok(Cloned::Child) => child::run(plan, &steps, &child_end, &theirs),
             Ok(Cloned::Parent(pid)) => pid,
             Err(failure) => {
+                // The end of the handshake ends one that was made all the same.
+                drop((agent_end, child_end));
                 let _ = cgroup.map(|group| group.try_remove());
                 return Err(failure);
             }
@@ -305,6 +307,20 @@ impl Container {
         self.kill_rest();
         reap(self.pid);
         self.remove();
+    }
+}
+
+/// The container's first process, in namespaces that are the bits of `flags`.
+fn clone(
+    plan: &ContainerPlan,
+    flags: u64,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> Result<Cloned, Failure> {
+    let clone = |flags| sys::clone3(flags, cgroup).named(|| "new namespaces");
+    if flags & namespace::TIME == 0 || plan.time_offsets.is_empty() {
+        clone(flags)
+    } else {
+        clocks::with_offsets(&plan.time_offsets, || clone(flags & !namespace::TIME))
     }
 }
 

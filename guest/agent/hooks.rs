@@ -5,7 +5,7 @@ use std::ffi::CString;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{MemfdFlags, Mode, OFlags, SeekFrom, memfd_create, open, seek};
+use rustix::fs::{Access, MemfdFlags, Mode, OFlags, SeekFrom, access, memfd_create, open, seek};
 use rustix::io::{Errno, retry_on_intr, write};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, pidfd_open, waitpid};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
@@ -16,7 +16,7 @@ use crate::failure::{Named, failure, quoted, setup};
 use crate::program;
 use crate::sys::{self, Arguments, Cloned};
 
-/// Exit code of a hook that could not be confined or run.
+/// Exit code of a hook that could not be confined or run, as of a shell.
 const NOT_RUN: i32 = 127;
 
 /// Runs one hook of the container whose program is `process`, and waits for it.
@@ -28,6 +28,7 @@ pub fn run(hook: &Hook, process: &ProcessPlan) -> Result<(), Failure> {
         .zip(program::c_strings(&hook.env));
     let ((path, args), env) = strings.ok_or_else(|| setup(name.clone(), Errno::INVAL))?;
     let arguments = Arguments::new(&args, &env);
+    access(path.as_c_str(), Access::EXEC_OK).named(|| name.clone())?;
     let pid = match sys::clone3(0, None).named(|| name.clone())? {
         Cloned::Child => {
             let run = || {
@@ -45,7 +46,6 @@ pub fn run(hook: &Hook, process: &ProcessPlan) -> Result<(), Failure> {
         Ended::Late => "took too long".to_owned(),
         Ended::By(status) => match (status.exit_status(), status.terminating_signal()) {
             (Some(0), _) => return Ok(()),
-            (Some(NOT_RUN), _) => "could not be run".to_owned(),
             (Some(code), _) => format!("exit code {code}"),
             (None, signal) => format!("killed by signal {}", signal.unwrap_or(0)),
         },

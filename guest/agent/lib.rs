@@ -20,6 +20,7 @@ mod cgroup;
 mod cgroup_events;
 mod cgroup_files;
 mod child;
+mod clocks;
 pub mod container;
 mod credentials;
 mod device_filter;

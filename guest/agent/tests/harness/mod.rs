@@ -325,10 +325,10 @@ fn guest_tree(tree: &Path) {
     fs::write(root.join("etc/group"), "root:x:0:\nextra:x:99:user\n").unwrap();
 }
 
-const APPLETS: [&str; 31] = [
+const APPLETS: [&str; 32] = [
     "cat", "chroot", "cp", "dd", "echo", "env", "false", "grep", "head", "hostname", "id", "ip",
     "kill", "ls", "mkdir", "mount", "pwd", "readlink", "sh", "sleep", "stat", "stty", "touch",
-    "true", "mknod", "tty", "umount", "wc", "yes", "nc", "test",
+    "true", "mknod", "tty", "umount", "wc", "yes", "nc", "test", "cut",
 ];
 
 /// The process between the test and the agent: makes its namespaces, and ends
