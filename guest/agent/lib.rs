@@ -22,6 +22,7 @@ mod cgroup_files;
 mod child;
 mod clocks;
 pub mod container;
+mod copy_up;
 mod credentials;
 mod device_filter;
 mod exec;

@@ -8,7 +8,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
-use vmrun_protocol::plan::FsType;
+use vmrun_protocol::plan::{FsType, Mount};
 
 /// mount(2) flags of a mount point, and the `MOUNT_ATTR_*` bit of each.
 const ATTRS: [(u64, MountAttrFlags); 8] = [
@@ -46,7 +46,10 @@ pub fn flags_known(flags: u64) -> bool {
 
 /// Whether mount(2) `flags` say nothing about the file system itself.
 pub fn only_attributes(flags: u64) -> bool {
-    FILE_SYSTEM_FLAGS.iter().all(|(flag, _)| flags & flag == 0)
+    let about_it = FILE_SYSTEM_FLAGS.iter().map(|(flag, _)| *flag);
+    about_it
+        .chain([Mount::COPY_UP])
+        .all(|flag| flags & flag == 0)
 }
 
 /// The `MOUNT_ATTR_*` bits of mount(2) `flags`.

@@ -14,6 +14,7 @@ use vmrun_protocol::ROOT_EXPORT;
 use vmrun_protocol::message::Failure;
 use vmrun_protocol::plan::{Bytes, DeviceKind, DeviceNode, FsType, Mount, MountSource};
 
+use crate::copy_up::copy_up;
 use crate::failure::{Named, quoted, setup};
 use crate::inside::{Root, Symlinks, Target, file_type, is_root, own_folder, split_last};
 use crate::mounts;
@@ -179,8 +180,19 @@ impl RootFs {
     ) -> Result<(), Failure> {
         let name = mounts::kernel_name(fs_type);
         let what = || format!("mount {name} on {}", quoted(&mount.destination));
-        let made = mounts::new_file_system(name, label, &mount.data, mount.flags).named(what)?;
+        let copies_up = mount.flags & Mount::COPY_UP != 0;
+        let at_first = if copies_up {
+            mount.flags & !libc::MS_RDONLY
+        } else {
+            mount.flags
+        };
+        let made = mounts::new_file_system(name, label, &mount.data, at_first).named(what)?;
         let target = self.mount_target(mount).named(what)?;
+        if copies_up {
+            let what = || format!("copy {} into its tmpfs", quoted(&mount.destination));
+            copy_up(target.as_fd(), made.as_fd(), &mount.data).named(what)?;
+            mounts::set_attributes(made.as_fd(), mount.flags).named(what)?;
+        }
         mounts::attach(made.as_fd(), target.as_fd()).named(what)?;
         propagate_all(&made, mount).named(what)?;
         if self.preparing {

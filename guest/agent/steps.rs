@@ -253,7 +253,10 @@ fn check_mount(mount: &Mount) -> Result<(), Failure> {
     if is_root(&mount.destination) {
         return Err(setup("mount over the container's root", Errno::INVAL));
     }
-    if !flags_known(mount.flags) {
+    let copies_up = mount.flags & Mount::COPY_UP != 0;
+    if !flags_known(mount.flags & !Mount::COPY_UP)
+        || (copies_up && file_system(mount) != Some(FsType::Tmpfs))
+    {
         let what = format!(
             "mount flags {:#x} of {}",
             mount.flags,

@@ -1,5 +1,7 @@
 //! The words of `mounts[].options` (config.md, "Linux mount options").
 
+use vmrun_protocol::plan::Mount as PlanMount;
+
 use crate::{Error, text};
 
 /// mount(2) copies one page of file system options.
@@ -87,7 +89,7 @@ fn word(option: &str) -> Word {
     match option {
         "bind" => return Word::Bind(Recursive(false)),
         "rbind" => return Word::Bind(Recursive(true)),
-        "tmpcopyup" => return Word::Refused("is not supported yet"),
+        "tmpcopyup" => return Word::Set(PlanMount::COPY_UP),
         "iversion" => {
             return Word::Refused("is not supported: no file system of it counts changes");
         }
@@ -111,7 +113,7 @@ fn word(option: &str) -> Word {
 
 /// Every word that is understood and done, for `vmrun features`.
 pub fn understood() -> impl Iterator<Item = String> {
-    let fixed = ["bind", "rbind"].map(str::to_owned);
+    let fixed = ["bind", "rbind", "tmpcopyup"].map(str::to_owned);
     let propagations = ["private", "shared", "slave", "unbindable"];
     let with_r = |word: &'static str| [word.to_owned(), format!("r{word}")];
     fixed
@@ -226,10 +228,6 @@ mod tests {
     #[test]
     fn refusals() {
         for (word, message) in [
-            (
-                "tmpcopyup",
-                "mounts[1].options[0]: \"tmpcopyup\" is not supported yet",
-            ),
             (
                 "ridmap",
                 "mounts[1].options[0]: \"ridmap\" is not supported: ids are not mapped",

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use oci_spec::runtime::Mount as SpecMount;
-use vmrun_protocol::plan::{Bytes, FsType};
+use vmrun_protocol::plan::{Bytes, FsType, Mount as PlanMount};
 
 use crate::mount_options::{self, MountOptions, Recursive};
 use crate::{Error, text};
@@ -21,7 +21,7 @@ pub struct Mount {
     pub destination: Bytes,
     /// What is mounted.
     pub source: Source,
-    /// mount(2) flags of the mount point.
+    /// mount(2) flags of the mount point, and [`PlanMount::COPY_UP`].
     pub flags: u64,
     /// Propagation flags, applied by a second mount(2), in order.
     pub propagation: Vec<u64>,
@@ -85,6 +85,17 @@ fn mount(path: &str, entry: &SpecMount) -> Result<Mount, Error> {
         (None, "bind") => bind(path, entry, &options, true)?,
         (None, name) => file_system(path, entry, name)?,
     };
+    let is_tmpfs = matches!(
+        source,
+        Source::FileSystem {
+            fs_type: FsType::Tmpfs,
+            ..
+        }
+    );
+    if options.flags & PlanMount::COPY_UP != 0 && !is_tmpfs {
+        let problem = "tmpcopyup is only for a tmpfs";
+        return Err(Error::property(format!("{path}.options"), problem));
+    }
     Ok(Mount {
         destination,
         source,
@@ -235,6 +246,10 @@ mod tests {
             (
                 r#"{"destination":"/d","source":"/a\u0000b","options":["bind"]}"#,
                 "mounts[0].source: must not contain a NUL character",
+            ),
+            (
+                r#"{"destination":"/d","type":"proc","options":["tmpcopyup"]}"#,
+                "mounts[0].options: tmpcopyup is only for a tmpfs",
             ),
             (
                 r#"{"destination":"/d","source":"/a","options":["bind","size=1"]}"#,

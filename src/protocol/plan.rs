@@ -85,12 +85,19 @@ pub struct Mount {
     pub destination: Bytes,
     /// What is mounted there.
     pub source: MountSource,
-    /// mount(2) flags of the mount point (`MS_RDONLY`, `MS_NOSUID`, ...).
+    /// mount(2) flags of the mount point (`MS_RDONLY`, `MS_NOSUID`, ...), and
+    /// [`Mount::COPY_UP`].
     pub flags: u64,
     /// Propagation flags, applied by a second mount(2), in order.
     pub propagation: Vec<u64>,
     /// File system options (`size=64m`, `newinstance`), comma-separated.
     pub data: Bytes,
+}
+
+impl Mount {
+    /// `tmpcopyup`, of a tmpfs only: it begins with a copy of what is at its
+    /// destination. A bit that mount(2) does not have.
+    pub const COPY_UP: u64 = 1 << 63;
 }
 
 /// What a mount shows.

@@ -8,7 +8,7 @@ use std::os::unix::fs::symlink;
 
 use harness::{Host, export, mount, plan, terminal_plan};
 use vmrun_protocol::message::ExitStatus;
-use vmrun_protocol::plan::{ContainerPlan, DeviceKind, DeviceNode, FsType, namespace};
+use vmrun_protocol::plan::{ContainerPlan, DeviceKind, DeviceNode, FsType, Mount, namespace};
 
 fn sh(script: &str) -> ContainerPlan {
     plan(&["sh", "-c", script])
@@ -92,6 +92,31 @@ fn devices_of_the_plan_are_made() {
         host.run(&plan).text(),
         "block special file 9:12c 640 3:4\nfifo 0:0 622 0:0\ncharacter special file 1:3 600 0:0\n"
     );
+}
+
+#[test]
+fn a_tmpfs_begins_with_what_the_image_has_there() {
+    let mut host = Host::new();
+    fs::create_dir(host.path("kept")).unwrap();
+    fs::write(host.path("kept/file"), "of the image\n").unwrap();
+    symlink("/kept/file", host.path("kept/link")).unwrap();
+    let script = "cat /kept/link; stat -c %a /kept; echo more >>/kept/file && cat /kept/file; \
+                  ls /plain; touch /kept/ro/x || echo refused";
+    let mut plan = sh(script);
+    fs::create_dir(host.path("plain")).unwrap();
+    fs::write(host.path("plain/file"), "hidden").unwrap();
+    let mut kept = mount(FsType::Tmpfs, "/kept", "size=64k");
+    kept.flags |= Mount::COPY_UP;
+    let mut ro = mount(FsType::Tmpfs, "/kept/ro", "");
+    ro.flags |= Mount::COPY_UP | libc::MS_RDONLY;
+    plan.mounts.push(mount(FsType::Tmpfs, "/plain", ""));
+    plan.mounts.extend([kept, ro]);
+    assert_eq!(
+        host.run(&plan).text(),
+        "of the image\n755\nof the image\nmore\nrefused\n"
+    );
+    let after = fs::read_to_string(host.path("kept/file")).unwrap();
+    assert_eq!(after, "of the image\n");
 }
 
 #[test]
