@@ -58,13 +58,16 @@ fn signals_reach_the_container() {
 
 /// Waits until the machine of `running` exists.
 fn wait_for_machine(running: &Running) {
-    let folder = format!("/proc/{}/fd", running.pid().as_raw_nonzero());
     let until = Instant::now() + Duration::from_secs(60);
     let is_vcpu = |entry: fs::DirEntry| {
         let target = fs::read_link(entry.path()).unwrap_or_default();
         target.to_string_lossy().contains("kvm-vcpu")
     };
-    while !fs::read_dir(&folder).unwrap().flatten().any(is_vcpu) {
+    let has_vcpu = |monitor| {
+        let folder = fs::read_dir(format!("/proc/{monitor}/fd"));
+        folder.is_ok_and(|mut folder| folder.any(|entry| entry.is_ok_and(is_vcpu)))
+    };
+    while !running.monitor().is_some_and(has_vcpu) {
         assert!(Instant::now() < until, "no machine");
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -11,6 +11,7 @@ mod debian;
 mod exits;
 mod flags;
 mod leftovers;
+mod lifecycle;
 mod limits;
 mod machine_ends;
 mod mounts;

@@ -5,8 +5,6 @@ use std::io::{Read, pipe};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use rustix::process::Pid;
-
 use crate::harness::{Bundle, Finished, Runtime};
 
 const MIB: usize = 1 << 20;
@@ -28,8 +26,8 @@ fn noise(len: usize) -> Vec<u8> {
 
 /// What the VMM itself has in memory: all but the guest's, which lies in its
 /// template's file. Nothing if the process has just ended.
-fn resident_without_guest_kib(pid: Pid) -> Option<u64> {
-    let smaps = fs::read_to_string(format!("/proc/{}/smaps", pid.as_raw_nonzero())).ok()?;
+fn resident_without_guest_kib(pid: u32) -> Option<u64> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?;
     let mut own_kib = 0;
     let mut is_guest = false;
     let mut guest_seen = false;
@@ -96,7 +94,7 @@ fn a_large_stream_keeps_its_bytes_and_memory_stays_flat() {
     running.write(&block[..1]);
     let mut first = [0];
     reader.read_exact(&mut first).unwrap();
-    let pid = running.pid();
+    let pid = running.monitor().expect("a monitor");
     let resident = move || resident_without_guest_kib(pid);
     let before_kib = resident().expect("memory of the guest");
 

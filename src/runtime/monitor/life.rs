@@ -139,7 +139,8 @@ impl Life<'_> {
         let deadlines = Deadlines::of(host, self.shape.mem_size_mib);
         let listener = self.listener.try_clone().and_then(Door::new);
         let door = listener.map_err(Error::host("serve the container's socket"))?;
-        let mut monitor = Monitor::new(machine, self.signals, door, stdio, deadlines.start);
+        let start = deadlines.start;
+        let mut monitor = Monitor::new(machine, self.signals, door, stdio, start, self.timeline);
         if self.has_hooks {
             let asked = parent.say(&FromMonitor::WantsHooks);
             asked
@@ -176,7 +177,6 @@ impl Life<'_> {
 
     fn serve(&self, mut monitor: Monitor<RunningMachine>) -> Result<ExitStatus, Error> {
         let status = monitor.serve();
-        self.timeline.mark("container exited");
         let drained = match &status {
             Ok(_) => monitor.drain(),
             Err(_) => Ok(()),

@@ -14,6 +14,8 @@ use super::door::{Door, Key, Visit};
 use super::execs::Execs;
 use super::messages::{Call, Reason, Refusal, Reply};
 use super::state::{Event, State, Wrong};
+use vmrun_vm::trace::Timeline;
+
 use crate::control::Control;
 use crate::error::chain;
 use crate::machine::Guest;
@@ -47,6 +49,7 @@ pub struct Monitor<'a, G: Guest> {
     pub(super) asks: Asks,
     pub(super) execs: Execs,
     signals: &'a Signals,
+    timeline: &'a Timeline,
     /// Once the container is set up.
     agent: Option<Control>,
     stdio: Stdio,
@@ -79,6 +82,7 @@ impl<'a, G: Guest> Monitor<'a, G> {
         door: Door,
         stdio: Stdio,
         start_deadline: Duration,
+        timeline: &'a Timeline,
     ) -> Self {
         Self {
             guest: Some(guest),
@@ -87,6 +91,7 @@ impl<'a, G: Guest> Monitor<'a, G> {
             asks: Asks::default(),
             execs: Execs::default(),
             signals,
+            timeline,
             agent: None,
             stdio,
             relays: None,
@@ -383,6 +388,7 @@ impl<'a, G: Guest> Monitor<'a, G> {
         match report {
             Report::Started => {
                 self.go_on(Event::Started, &report)?;
+                self.timeline.mark("container started");
                 self.start_by = None;
                 self.tell_starter(&Reply::Done)
             }
@@ -397,6 +403,7 @@ impl<'a, G: Guest> Monitor<'a, G> {
                 self.start_by = None;
                 self.kill_by = None;
                 self.exit = Some(status);
+                self.timeline.mark("container exited");
                 let over = Reply::Refused(wrong(super::state::NOT_RUNNING));
                 self.tell_starter(&over)
             }

@@ -122,7 +122,8 @@ fn serve(
         terminal: None,
     };
     let door = Door::new(listener).unwrap();
-    let mut monitor = Monitor::new(guest, &signals, door, stdio, deadline);
+    let timeline = vmrun_vm::trace::Timeline::disabled();
+    let mut monitor = Monitor::new(guest, &signals, door, stdio, deadline, &timeline);
     monitor.created(Control::new(ours).unwrap()).unwrap();
     let agent = thread::spawn(move || agent(Agent { stream, end }));
     let verbs = thread::spawn(move || verbs(Socket(folder)));

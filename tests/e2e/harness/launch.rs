@@ -2,6 +2,7 @@
 //! that one case can be run by both: what holds for runc is a test that is right.
 
 use std::ffi::OsStr;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -50,7 +51,8 @@ impl Runtime {
     }
 }
 
-fn unique_id() -> String {
+/// An id that no other container of this machine has.
+pub fn unique_id() -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     format!("vmrun-e2e-{}-{count}", std::process::id())
@@ -144,6 +146,13 @@ impl Launch {
     /// Somewhere else than into the harness.
     pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
         self.command.stdout(stdout);
+        self
+    }
+
+    /// Errors into a file: a pipe would stay open as long as the container runs.
+    pub fn detached_stderr(mut self, path: &Path) -> Self {
+        let file = std::fs::File::create(path).expect("a file for errors");
+        self.command.stderr(file);
         self
     }
 

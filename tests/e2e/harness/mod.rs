@@ -12,7 +12,7 @@ mod terminal;
 
 pub use bundle::Bundle;
 pub use host::{TEMPLATE_DIR, guest_dir, template_dir, vmrun};
-pub use launch::{Launch, Runtime};
+pub use launch::{Launch, Runtime, unique_id};
 pub use program::{assembled, compiled};
 pub use running::{Finished, Running, Sections};
 pub use sandbox::{Sandbox, Sandboxed};

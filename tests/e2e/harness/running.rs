@@ -55,6 +55,13 @@ impl Running {
         Pid::from_child(&self.child)
     }
 
+    /// The process id of vmrun's only child, which holds the machine.
+    pub fn monitor(&self) -> Option<u32> {
+        let pid = self.pid().as_raw_nonzero();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        children.ok()?.trim().parse().ok()
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         kill_process(self.pid(), signal).expect("the process is there");

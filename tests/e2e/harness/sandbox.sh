@@ -16,6 +16,9 @@ for folder in /tmp /var/tmp /run /dev/shm; do
 done
 export HOME=/tmp TMPDIR=/tmp VMRUN_TEMPLATE_DIR=/mnt/templates
 unset VMRUN_GUEST_DIR XDG_RUNTIME_DIR XDG_CACHE_HOME
+# Folders for the state of containers stay, as runc's does.
+mkdir -m 0700 /run/vmrun
+[ -z "$uid" ] || install -d -m 0700 -o "$uid" -g "$uid" "/tmp/vmrun-$uid"
 cd /mnt/bundle
 eval "$prelude"
 mkdir -p /dev/shm
@@ -27,6 +30,7 @@ state() {
 	sed '1d; s/^/shared memory /' /proc/sysvipc/shm
 	find /tmp /var/tmp /run /dev/shm /mnt \
 		\( -path /mnt/report -o -path /mnt/templates \) -prune -o \
+		\( -path /run/vmrun -o -path "/tmp/vmrun-$uid" \) -o \
 		-printf 'file %p %y %m %U:%G %s %l %T@\n'
 }
 

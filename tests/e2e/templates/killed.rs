@@ -3,11 +3,18 @@
 use std::os::unix::process::ExitStatusExt;
 
 use super::{MAKING, Place, echo};
-use crate::harness::{Launch, vmrun};
+use crate::harness::{Finished, Launch, vmrun};
 
-/// Kills vmrun at the `when`th call of `syscall`: the kernel does it, before the
-/// call is carried out.
+/// Kills vmrun at the `when`th call of `syscall`.
 fn killed(place: &Place, syscall: &str, when: u32, words: &[&str]) {
+    let run = struck(place, syscall, when, words);
+    // strace ends as what it traces did.
+    assert_eq!(run.status.signal(), Some(9), "{syscall} {when}: {run:?}");
+}
+
+/// Kills the first process of vmrun that gets to its `when`th call of `syscall`: the
+/// kernel does it, before the call is carried out.
+fn struck(place: &Place, syscall: &str, when: u32, words: &[&str]) -> Finished {
     let inject = format!("inject={syscall}:signal=KILL:when={when}");
     let launch = Launch::new("strace")
         .args([
@@ -21,9 +28,7 @@ fn killed(place: &Place, syscall: &str, when: u32, words: &[&str]) {
         .args(["-e", &inject])
         .arg(vmrun())
         .args(words);
-    let run = place.on(launch.limit(2)).finish();
-    // strace ends as what it traces did.
-    assert_eq!(run.status.signal(), Some(9), "{syscall} {when}: {run:?}");
+    place.on(launch.limit(2)).finish()
 }
 
 #[test]
@@ -95,8 +100,11 @@ fn a_start_that_is_killed_leaves_the_template_alone() {
     let place = Place::with_template();
     let bundle = echo();
     let path = bundle.path().to_str().unwrap();
-    for (syscall, when) in [("mmap", 20), ("ioctl", 30), ("ioctl", 200)] {
-        killed(&place, syscall, when, &["run", path]);
+    // All but the first in the monitor, whose end `run` tells.
+    for (syscall, when) in [("execve", 1), ("clone3", 1), ("ioctl", 30), ("ioctl", 200)] {
+        let run = struck(&place, syscall, when, &["run", path]);
+        assert_ne!(run.code(), 0, "{syscall} {when}: {run:?}");
+        assert_eq!(run.out(), "", "{syscall} {when}");
         assert_eq!(place.left_overs(), [""; 0], "{syscall} {when}");
     }
     let run = place.launch(&bundle).finish().success();
