@@ -87,6 +87,11 @@ fn values_that_cannot_be() {
             &["process.user.uid"],
         ),
         (
+            "/process/capabilities/bounding",
+            json!(["CAP_FLY"]),
+            &["process.capabilities.bounding", "CAP_FLY"],
+        ),
+        (
             "/process/rlimits",
             json!([{"type": "RLIMIT_FUN", "soft": 1, "hard": 1}]),
             &["process.rlimits[0]", "RLIMIT_FUN"],
@@ -151,3 +156,190 @@ fn what_is_not_supported_is_refused_by_its_path() {
     let sandbox = Sandbox::new();
     for (pointer, value, path) in [
         (
+            "/linux/seccomp",
+            json!({"defaultAction": "SCMP_ACT_NOTIFY"}),
+            "linux.seccomp.defaultAction",
+        ),
+        (
+            "/hooks",
+            json!({"createContainer": [{"path": "/bin/true"}]}),
+            "hooks.createContainer",
+        ),
+        (
+            "/linux/namespaces/0",
+            json!({"type": "pid", "path": "/proc/1/ns/pid"}),
+            "linux.namespaces[0].path",
+        ),
+        (
+            "/linux/namespaces/0",
+            json!({"type": "user"}),
+            "linux.namespaces[0]",
+        ),
+        (
+            "/linux/uidMappings",
+            json!([{"containerID": 0, "hostID": 1, "size": 1}]),
+            "linux.uidMappings",
+        ),
+        ("/linux/intelRdt", json!({"closID": "x"}), "linux.intelRdt"),
+        (
+            "/linux/resources/blockIO",
+            json!({"throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1}]}),
+            "linux.resources.blockIO.throttleReadBpsDevice",
+        ),
+        (
+            "/linux/devices",
+            json!([{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}]),
+            "linux.devices[0]",
+        ),
+        (
+            "/process/scheduler",
+            json!({"policy": "SCHED_ISO"}),
+            "process.scheduler.policy",
+        ),
+        ("/vm", json!({"kernel": {"path": "/vmlinux"}}), "vm"),
+    ] {
+        let bundle = Bundle::shell("echo never").with(pointer, value);
+        run_fails(&sandbox, &bundle, 1, &[path]);
+    }
+}
+
+#[test]
+fn program_not_found() {
+    let bundle = Bundle::program(&["/bin/missing"]);
+    run_fails(
+        &Sandbox::new(),
+        &bundle,
+        127,
+        &["/bin/missing", "No such file"],
+    );
+}
+
+#[test]
+fn program_not_executable() {
+    let bundle = Bundle::program(&["/etc/passwd"]);
+    run_fails(
+        &Sandbox::new(),
+        &bundle,
+        126,
+        &["/etc/passwd", "Permission denied"],
+    );
+}
+
+#[test]
+fn user_that_does_not_exist() {
+    let user = json!({"uid": 0, "gid": 0, "username": "nobody-of-that-name"});
+    let bundle = Bundle::shell("echo never").with("/process/user", user);
+    run_fails(&Sandbox::new(), &bundle, 1, &["nobody-of-that-name"]);
+}
+
+#[test]
+fn no_bundle() {
+    let sandbox = Sandbox::new();
+    fails(
+        &sandbox,
+        None,
+        &["run", "/missing"],
+        1,
+        &["bundle \"/missing\"", "No such file"],
+    );
+    fails(
+        &sandbox,
+        None,
+        &["run", "/mnt/bin/vmrun"],
+        1,
+        &["/mnt/bin/vmrun", "Not a directory"],
+    );
+    fails(
+        &sandbox,
+        None,
+        &["run", "/mnt/empty"],
+        1,
+        &["config.json", "No such file"],
+    );
+}
+
+#[test]
+fn no_kvm() {
+    let bundle = Bundle::shell("echo never");
+    for (prelude, reason) in [
+        ("mount -t tmpfs tmpfs /dev", "No such file"),
+        ("mount --bind /dev/null /dev/kvm", "KVM"),
+    ] {
+        let sandbox = Sandbox::new().after(prelude);
+        run_fails(&sandbox, &bundle, 1, &["KVM", "vmrun check", reason]);
+    }
+}
+
+#[test]
+fn no_permission_for_kvm() {
+    let bundle = Bundle::shell("echo never");
+    fs::set_permissions(bundle.rootfs(), fs::Permissions::from_mode(0o755)).unwrap();
+    let prelude = "mount -t tmpfs -o mode=755 tmpfs /dev && mknod -m 0600 /dev/kvm c 10 232";
+    let sandbox = Sandbox::new().after(prelude).with_user(12345);
+    run_fails(&sandbox, &bundle, 1, &["/dev/kvm", "Permission denied"]);
+}
+
+#[test]
+fn guest_image_not_built() {
+    let sandbox = Sandbox::new();
+    let bundle = Bundle::shell("echo never");
+    let from = |folder| ["--guest-dir", folder, "run", "/mnt/bundle"];
+    fails(
+        &sandbox,
+        Some(&bundle),
+        &from("/mnt/empty"),
+        1,
+        &["/mnt/empty/vmlinux", "scripts/quickstart"],
+    );
+    fails(
+        &sandbox,
+        Some(&bundle),
+        &from("/missing"),
+        1,
+        &["/missing/vmlinux", "scripts/quickstart"],
+    );
+}
+
+#[test]
+fn sizes_that_cannot_be() {
+    let sandbox = Sandbox::new();
+    let bundle = Bundle::shell("echo never");
+    for (flag, value, code, name) in [
+        ("--memory", "1m", 1, "at least"),
+        ("--memory", "900t", 1, "more than the host"),
+        ("--memory", "lots", 2, "lots"),
+        ("--cpus", "0", 1, "must be 1 to"),
+        ("--cpus", "200", 1, "must be 1 to"),
+        ("--cpus", "two", 2, "two"),
+    ] {
+        let words = ["run", flag, value, "/mnt/bundle"];
+        fails(&sandbox, Some(&bundle), &words, code, &[flag, name]);
+    }
+}
+
+#[test]
+fn command_lines_that_are_wrong() {
+    let sandbox = Sandbox::new();
+    for (words, name) in [
+        (&["run", "--fly", "/mnt/bundle"][..], "--fly"),
+        (&["--fly", "run", "/mnt/bundle"], "--fly"),
+        (&["fly"], "fly"),
+        (&["run"], "BUNDLE"),
+        (&["create", "--preserve-fds", "1", "id"], "--preserve-fds"),
+        (&["run", "/mnt/bundle", "more"], "more"),
+    ] {
+        fails(&sandbox, None, words, 2, &[name]);
+    }
+}
+
+#[test]
+fn ids_that_cannot_be() {
+    let sandbox = Sandbox::new();
+    let long = "x".repeat(256);
+    for id in ["an/id", "..", "a b", long.as_str()] {
+        let words = ["run", "--bundle", "/mnt/bundle", id];
+        fails(&sandbox, None, &words, 1, &["invalid container ID format"]);
+        let words = ["state", id];
+        fails(&sandbox, None, &words, 1, &["invalid container ID format"]);
+    }
+}
