@@ -12,6 +12,7 @@ pub mod emulate;
 pub mod ending;
 pub mod event_loop;
 pub mod interpret;
+pub mod kick;
 pub mod kvm;
 pub mod machine;
 pub mod memory;

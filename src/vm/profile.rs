@@ -10,6 +10,7 @@ use std::io::{self, BufWriter, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::kick::{Clock, KickTimer};
 use crate::trace::Timeline;
 
 /// CPU time between two samples: some 1,500 instructions of a host that emulates
@@ -68,47 +69,11 @@ impl Profile {
     }
 }
 
-/// Signals the thread that started it every [`SAMPLE_INTERVAL`] of its CPU time.
-pub struct SampleTimer(libc::timer_t);
-
-impl SampleTimer {
-    /// Starts to send `signal` to the calling thread.
-    #[allow(unsafe_code)]
-    pub fn start(signal: libc::c_int) -> io::Result<Self> {
-        // SAFETY: all-zero bytes are a valid sigevent.
-        let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
-        event.sigev_notify = libc::SIGEV_THREAD_ID;
-        event.sigev_signo = signal;
-        event.sigev_notify_thread_id = rustix::thread::gettid().as_raw_nonzero().get();
-        let mut timer = std::ptr::null_mut();
-        let clock = libc::CLOCK_THREAD_CPUTIME_ID;
-        // SAFETY: both pointers are to locals that outlive the call.
-        if unsafe { libc::timer_create(clock, &mut event, &mut timer) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let timer = Self(timer);
-        let interval = libc::timespec {
-            tv_sec: 0,
-            tv_nsec: SAMPLE_INTERVAL.as_nanos() as libc::c_long,
-        };
-        let setting = libc::itimerspec {
-            it_interval: interval,
-            it_value: interval,
-        };
-        // SAFETY: the timer exists until `drop`; the old setting is not asked for.
-        if unsafe { libc::timer_settime(timer.0, 0, &setting, std::ptr::null_mut()) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(timer)
-    }
-}
-
-impl Drop for SampleTimer {
-    #[allow(unsafe_code)]
-    fn drop(&mut self) {
-        // SAFETY: the timer was created by `start` and is deleted once.
-        unsafe { libc::timer_delete(self.0) };
-    }
+/// Signals the calling thread every [`SAMPLE_INTERVAL`] of its CPU time.
+pub fn sample_timer(signal: libc::c_int) -> io::Result<KickTimer> {
+    let timer = KickTimer::new(Clock::ThreadCpu, signal)?;
+    timer.every(SAMPLE_INTERVAL)?;
+    Ok(timer)
 }
 
 /// Follows frame pointers from `rip` and `rbp`. `read` gives the 8 bytes at a

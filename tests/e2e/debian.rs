@@ -14,6 +14,30 @@ fn cached_root() -> PathBuf {
     PathBuf::from(cache)
 }
 
+/// Hundreds of processes, each with libraries to map and data to get right, and some
+/// that talk through pipes.
+const MANY_PROCESSES: &str = r#"set -eo pipefail
+    export LC_ALL=C
+    cd usr/bin
+    find . -maxdepth 1 -type f -size -100k | sort | head -n 200 | while read -r file; do
+        md5sum "$file"
+    done
+    find . -type f -size -60k -print0 | sort -z | xargs -0 cat | gzip -n1 | gzip -d | sha256sum
+    seq 1 30000 | sort -r | sort -n | tail -n 1"#;
+
+#[test]
+fn hundreds_of_processes_compute_what_they_do_on_the_host() {
+    let mut bash = Command::new("/bin/bash");
+    let host = bash.args(["-c", MANY_PROCESSES]).current_dir(cached_root());
+    let host = host.output().unwrap();
+    let expected = String::from_utf8(host.stdout).unwrap();
+    assert!(
+        host.status.success() && expected.lines().count() > 150,
+        "{expected}"
+    );
+    assert_eq!(run(MANY_PROCESSES, true).success().out(), expected);
+}
+
 fn run(script: &str, readonly: bool) -> Finished {
     let bundle = Bundle::with_rootfs(&["/bin/bash", "-c", script], |rootfs| {
         let mut copy = Command::new("cp");

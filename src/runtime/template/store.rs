@@ -23,7 +23,6 @@ use rustix::fs::{
     unlinkat,
 };
 use rustix::io::Errno;
-use rustix::process::geteuid;
 
 use super::key::Key;
 
@@ -308,7 +307,7 @@ fn checked(opened: Result<OwnedFd, Errno>, path: &Path) -> Result<Option<OwnedFd
 /// Why what has these attributes could have been written by others.
 fn not_ours(stat: &Stat) -> Option<String> {
     const OTHERS: u32 = 0o077;
-    if stat.st_uid != geteuid().as_raw() {
+    if stat.st_uid != vmrun_vm::snapshot::owner() {
         return Some(format!("it belongs to user {}", stat.st_uid));
     }
     let mode = stat.st_mode & 0o7777;

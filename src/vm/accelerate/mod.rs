@@ -22,6 +22,7 @@
 mod breakpoints;
 mod bulk;
 mod entry;
+mod idle;
 mod privileged;
 mod ram;
 mod segments;
@@ -44,6 +45,7 @@ use crate::interpret::{self, CodeCache, State, Stop};
 use crate::profile::{self, Profile};
 use breakpoints::Breakpoints;
 use entry::Entry;
+use idle::Idle;
 use privileged::Next;
 use ram::Ram;
 use translate::Translator;
@@ -84,6 +86,7 @@ pub struct Accelerator {
     left_write: Option<(u64, u8)>,
     /// KVM is executing something that may change translations.
     left_paging: bool,
+    idle: Idle,
     /// KVM has been asked for the registers.
     began: bool,
     /// Gets a sample every [`SAMPLE`] instructions.
@@ -112,6 +115,7 @@ impl Accelerator {
             kernel_gs: privileged::KernelGs::default(),
             left_write: None,
             left_paging: true,
+            idle: Idle::default(),
             began: false,
             profile,
             instructions: 0,
@@ -144,6 +148,10 @@ impl Accelerator {
             self.translator.flush();
         }
         let mut shared = vcpu.sync_regs();
+        // Nobody may run it but KVM, which alone knows what it waits for.
+        if self.idle.still(shared.regs.rip, &mut self.code) {
+            return Ok(0);
+        }
         if !ring0_64(&shared.sregs) || delivers(&shared.events) {
             return Ok(0);
         }

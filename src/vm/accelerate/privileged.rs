@@ -233,7 +233,16 @@ impl Accelerator {
                 return Ok(Next::Entry);
             }
             // Wakes by an interrupt.
-            Code::Hlt | Code::Sti => return Ok(Next::Entry),
+            Code::Hlt => {
+                self.idle.halt(decoded.next_ip(), &self.code);
+                return Ok(Next::Entry);
+            }
+            // The interpreter left it for the sake of the HLT behind it.
+            Code::Sti => {
+                const HLT_BYTES: u64 = 1;
+                self.idle.halt(decoded.next_ip() + HLT_BYTES, &self.code);
+                return Ok(Next::Entry);
+            }
             Code::Rdmsr if state.gpr[RCX] as u32 == MSR_KERNEL_GS_BASE => {
                 self.kernel_gs.give_back(vcpu)?;
             }

@@ -45,11 +45,24 @@ struct TlbEntry {
 
 type Tlb = Box<[TlbEntry; TLB_ENTRIES]>;
 
+/// A page of code.
+#[derive(Clone, Copy)]
+struct FetchEntry {
+    page: u64,
+    frame: u64,
+    host: NonNull<u8>,
+}
+
+/// Entries for code, direct-mapped.
+const FETCH_ENTRIES: usize = 256;
+
 /// See the module's text.
 pub(super) struct Translator {
     pub ram: Ram,
     reads: Tlb,
     writes: Tlb,
+    /// Their frames have the mark [`CODE`].
+    fetches: Box<[FetchEntry; FETCH_ENTRIES]>,
     /// CR3.
     pub root: u64,
     /// Read-only pages cannot be written by ring 0 either (CR0.WP).
@@ -70,6 +83,7 @@ impl Translator {
             ram,
             reads: empty(),
             writes: empty(),
+            fetches: Box::new([NO_CODE; FETCH_ENTRIES]),
             root: 0,
             write_protect: true,
             changed: Vec::with_capacity(64),
@@ -81,6 +95,7 @@ impl Translator {
     pub fn flush(&mut self) {
         self.reads.fill(NOTHING);
         self.writes.fill(NOTHING);
+        self.fetches.fill(NO_CODE);
     }
 
     /// The guest-physical address behind `linear`, if it is not RAM.
@@ -125,6 +140,7 @@ impl Translator {
     /// KVM is going to execute an instruction that writes to `linear`.
     pub fn leave_write(&mut self, linear: u64) -> Option<(u64, u8)> {
         let physical = self.walk(linear, Purpose::Read)?;
+        self.code_changes(physical / PAGE);
         let level = self.ram.marks(physical / PAGE) & LEVEL;
         if level == 0 {
             return None;
@@ -210,17 +226,38 @@ impl Translator {
                 if marks & LEVEL != 0 && !self.may_write_table(physical, marks & LEVEL, len) {
                     return None;
                 }
-                let marks = self.ram.marks(frame);
-                if marks & CODE != 0 {
-                    self.stale_code.push(frame);
-                    self.ram.set_marks(frame, marks & !CODE);
-                }
-                if marks & LEVEL == 0 {
+                self.code_changes(frame);
+                if self.ram.marks(frame) & LEVEL == 0 {
                     self.writes[index] = entry;
                 }
             }
         }
         Some(at(host, address))
+    }
+
+    #[cold]
+    fn fill_code(&mut self, address: u64) -> Option<(u64, NonNull<u8>)> {
+        let physical = self.walk(address, Purpose::Fetch)?;
+        let (page, frame) = (address / PAGE, physical / PAGE);
+        let host = self.ram.page(frame)?;
+        let marks = self.ram.marks(frame);
+        if marks & CODE == 0 {
+            self.ram.set_marks(frame, marks | CODE);
+            // From now on its writes have to be seen.
+            self.writes.fill(NOTHING);
+        }
+        self.fetches[page as usize % FETCH_ENTRIES] = FetchEntry { page, frame, host };
+        Some((frame, host))
+    }
+
+    /// `frame` is going to be written.
+    fn code_changes(&mut self, frame: u64) {
+        let marks = self.ram.marks(frame);
+        if marks & CODE != 0 {
+            self.stale_code.push(frame);
+            self.ram.set_marks(frame, marks & !CODE);
+            self.fetches.fill(NO_CODE);
+        }
     }
 
     /// Whether a write to a frame that holds a table can be made here. It is noted.
@@ -259,17 +296,14 @@ impl Memory for Translator {
         self.fill(address, len, access)
     }
 
+    #[inline]
     fn code(&mut self, address: u64) -> Option<(u64, NonNull<u8>)> {
-        let physical = self.walk(address, Purpose::Fetch)?;
-        let frame = physical / PAGE;
-        let host = self.ram.page(frame)?;
-        let marks = self.ram.marks(frame);
-        if marks & CODE == 0 {
-            self.ram.set_marks(frame, marks | CODE);
-            // From now on its writes have to be seen.
-            self.writes.fill(NOTHING);
+        let page = address / PAGE;
+        let entry = &self.fetches[page as usize % FETCH_ENTRIES];
+        if entry.page == page {
+            return Some((entry.frame, entry.host));
         }
-        Some((frame, host))
+        self.fill_code(address)
     }
 }
 
@@ -283,6 +317,12 @@ fn at(host: NonNull<u8>, address: u64) -> NonNull<u8> {
 
 const NOTHING: TlbEntry = TlbEntry {
     page: NO_PAGE,
+    host: NonNull::dangling(),
+};
+
+const NO_CODE: FetchEntry = FetchEntry {
+    page: NO_PAGE,
+    frame: 0,
     host: NonNull::dangling(),
 };
 

@@ -16,7 +16,7 @@ use crate::emulate;
 use crate::kvm::{KvmError, Vm, failed};
 use crate::probe::HostKind;
 
-pub use run::{VcpuContext, VcpuThread, install_kick_handler, is_accelerated};
+pub use run::{VcpuContext, VcpuThread, is_accelerated};
 pub use saved::{SaveError, VcpusState, restore, restore_events, save};
 
 /// Makes `count` vCPUs, the first at `entry`, the others waiting for a start-up

@@ -9,15 +9,15 @@ use std::thread::{Builder, JoinHandle};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::CpuError;
 use crate::accelerate::{AccelerateError, Accelerator};
 use crate::bus::Bus;
 use crate::emulate::{self, Bulk, Completed, EmulateError};
 use crate::ending::{Ending, Outcome};
+use crate::kick::{self, KickTimer};
 use crate::probe::HostKind;
-use crate::profile::{self, Profile, SampleTimer};
+use crate::profile::{self, Profile};
 use crate::trace::Counters;
 
 /// What every vCPU of a machine shares.
@@ -57,18 +57,6 @@ unsafe impl Send for ImmediateExit {}
 // SAFETY: as above.
 unsafe impl Sync for ImmediateExit {}
 
-/// Lets the kick signal interrupt KVM_RUN instead of ending the process. Once
-/// per process; a second call changes nothing.
-pub fn install_kick_handler() -> std::io::Result<()> {
-    extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-    register_signal_handler(kick_signal(), ignore)
-        .map_err(|e| std::io::Error::from_raw_os_error(e.errno()))
-}
-
-fn kick_signal() -> libc::c_int {
-    SIGRTMIN()
-}
-
 impl VcpuThread {
     /// Starts vCPU `id`.
     pub fn start(mut vcpu: VcpuFd, id: usize, context: VcpuContext) -> Result<Self, CpuError> {
@@ -96,7 +84,7 @@ impl VcpuThread {
         // returns and `join` below hands to us.
         unsafe { (*self.immediate_exit.0).store(1, Ordering::SeqCst) };
         // SAFETY: the thread has not been joined, so its pthread_t is valid.
-        unsafe { libc::pthread_kill(self.handle.as_pthread_t(), kick_signal()) };
+        unsafe { libc::pthread_kill(self.handle.as_pthread_t(), kick::signal()) };
         self.handle
             .join()
             .inspect_err(|_| log::error!("a vCPU thread panicked"))
@@ -229,8 +217,8 @@ fn unfinished(error: EmulateError) -> Ending {
 }
 
 /// Kicks this thread on a timer, for samples.
-fn sample_timer() -> Option<SampleTimer> {
-    SampleTimer::start(kick_signal())
+fn sample_timer() -> Option<KickTimer> {
+    profile::sample_timer(kick::signal())
         .inspect_err(|error| log::warn!("no profile: {error}"))
         .ok()
 }

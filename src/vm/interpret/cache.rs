@@ -20,6 +20,8 @@ pub(super) const MAX_LENGTH: usize = 15;
 /// Decoded code by guest frame.
 pub struct CodeCache {
     pages: Box<[Option<Box<Page>>]>,
+    /// How many of them are there.
+    frames: usize,
     /// Operations in all pages.
     ops: usize,
 }
@@ -35,6 +37,7 @@ impl CodeCache {
     pub fn new() -> Self {
         Self {
             pages: (0..FRAMES).map(|_| None).collect(),
+            frames: 0,
             ops: 0,
         }
     }
@@ -43,14 +46,20 @@ impl CodeCache {
     pub fn invalidate(&mut self, frame: u64) {
         let slot = &mut self.pages[slot(frame)];
         if let Some(page) = slot.take_if(|page| page.frame == frame) {
+            self.frames -= 1;
             self.ops -= page.ops.len();
         }
+    }
+
+    /// Memory that it takes, about.
+    pub fn size_bytes(&self) -> usize {
+        self.frames * size_of::<Page>() + self.ops * size_of::<Op>()
     }
 
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.pages.fill_with(|| None);
-        self.ops = 0;
+        (self.frames, self.ops) = (0, 0);
     }
 
     /// The operations of the page `frame` with these bytes, and which of them
@@ -88,9 +97,13 @@ impl CodeCache {
     fn page(&mut self, frame: u64) -> &mut Page {
         let slot = &mut self.pages[slot(frame)];
         if let Some(other) = slot.take_if(|page| page.frame != frame) {
+            self.frames -= 1;
             self.ops -= other.ops.len();
         }
-        slot.get_or_insert_with(|| Box::new(Page::new(frame)))
+        slot.get_or_insert_with(|| {
+            self.frames += 1;
+            Box::new(Page::new(frame))
+        })
     }
 }
 

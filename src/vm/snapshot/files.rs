@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
+use std::sync::OnceLock;
 
 use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, openat};
 
@@ -27,6 +28,12 @@ pub(super) fn create(folder: BorrowedFd, file: &'static str) -> Result<File, Sna
         .map_err(host("create a file of the template"))
 }
 
+/// Who must own a template: the effective user, asked for once.
+pub fn owner() -> u32 {
+    static OURS: OnceLock<u32> = OnceLock::new();
+    *OURS.get_or_init(|| rustix::process::geteuid().as_raw())
+}
+
 /// Opens a file for reading: a plain one that is ours alone.
 pub(super) fn open(folder: BorrowedFd, file: &'static str) -> Result<(File, Stat), SnapshotError> {
     // A FIFO that somebody put there must not block us.
@@ -40,7 +47,7 @@ pub(super) fn open(folder: BorrowedFd, file: &'static str) -> Result<(File, Stat
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(foreign(file, "not a regular file"));
     }
-    if stat.st_uid != rustix::process::geteuid().as_raw() {
+    if stat.st_uid != owner() {
         return Err(foreign(file, "it belongs to another user"));
     }
     if stat.st_mode & 0o077 != 0 {

@@ -38,6 +38,7 @@ use crate::kvm::KvmError;
 use crate::slots::Unsaved;
 use crate::virtio::mmio::StateError;
 
+pub use files::owner;
 pub(crate) use memory_file::Untouched;
 pub(crate) use prefetch::prefetch;
 pub use template::Template;

@@ -64,3 +64,23 @@ fn the_wall_clock_is_the_hosts() {
         "{before} {seen} {after}"
     );
 }
+
+#[test]
+fn clocks_agree_whoever_reads_them_and_never_go_back() {
+    let bundle = Bundle::program(&["/clocks"]).executable("clocks", &compiled("clocks"));
+    let run = Runtime::Vmrun.run(&bundle).success();
+    let out = run.out();
+    let numbers = |line: &str| -> Vec<i64> {
+        let words = line.split(' ').skip(1);
+        words.map(|word| word.parse().unwrap()).collect()
+    };
+    assert_eq!(out.lines().count(), 2, "{out}");
+    for line in out.lines() {
+        let [back_ns, passed_ns] = numbers(line)[..] else {
+            panic!("{out}")
+        };
+        assert_eq!(back_ns, 0, "{out}");
+        // Some hundred nanoseconds for each reading, not years and not nothing.
+        assert!((1_000_000..60_000_000_000).contains(&passed_ns), "{out}");
+    }
+}
