@@ -360,7 +360,7 @@ mod tests {
         assert_eq!(further.plan.capabilities.unwrap().bounding, 1);
         assert_eq!(
             further.warnings,
-            ["process.capabilities.bounding: capabilities that are not known are left out"]
+            ["process.capabilities.bounding: 1 not known and left out: \"CAP_FLY\""]
         );
     }
 }

@@ -122,7 +122,7 @@ pub const FIELDS: &[Field] = &[
     guest("process.cwd", ""),
     guest("process.env", "the last value of a variable counts"),
     guest("process.args", ""),
-    accepted("process.commandLine", OTHER_SYSTEM),
+    warned("process.commandLine", OTHER_SYSTEM),
     guest("process.rlimits[].type", ""),
     guest("process.rlimits[].soft", ""),
     guest("process.rlimits[].hard", ""),
@@ -228,9 +228,9 @@ pub const FIELDS: &[Field] = &[
     guest("linux.personality.domain", "the guest has 64-bit system calls only"),
     refused("linux.personality.flags", "the specification has none yet"),
     refused("vm", "not allowed by the operator's policy"),
-    accepted("solaris", OTHER_SYSTEM),
-    accepted("windows", OTHER_SYSTEM),
-    accepted("zos", OTHER_SYSTEM),
+    warned("solaris", OTHER_SYSTEM),
+    warned("windows", OTHER_SYSTEM),
+    warned("zos", OTHER_SYSTEM),
 ];
 
 /// Most warnings about properties nobody knows.

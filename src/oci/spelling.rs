@@ -3,6 +3,8 @@
 
 use serde_json::Value;
 
+use crate::capabilities;
+
 /// Flags of `process.scheduler` as `oci-spec` spells them.
 const SCHEDULER_FLAGS: [(&str, &str); 2] = [
     ("SCHED_FLAG_RESET_ON_FORK", "SCHED_RESET_ON_FORK"),
@@ -55,14 +57,18 @@ fn leave_capabilities_out(process: &mut Value, warnings: &mut Vec<String>) -> bo
         let Some(names) = names.and_then(Value::as_array_mut) else {
             continue;
         };
-        let before = names.len();
-        names.retain(|name| !name.is_string() || crate::capabilities::is_known(name));
-        if names.len() != before {
-            changed = true;
-            warnings.push(format!(
-                "process.capabilities.{set}: capabilities that are not known are left out"
-            ));
-        }
+        let is_unknown = |name: &Value| name.is_string() && !capabilities::is_known(name);
+        let unknown: Vec<_> = names.iter().filter(|name| is_unknown(name)).collect();
+        let Some(first) = unknown.first().and_then(|name| name.as_str()) else {
+            continue;
+        };
+        let shown: String = first.chars().take(40).collect();
+        warnings.push(format!(
+            "process.capabilities.{set}: {} not known and left out: {shown:?}",
+            unknown.len()
+        ));
+        names.retain(|name| !is_unknown(name));
+        changed = true;
     }
     changed
 }

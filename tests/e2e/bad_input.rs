@@ -87,11 +87,6 @@ fn values_that_cannot_be() {
             &["process.user.uid"],
         ),
         (
-            "/process/capabilities/bounding",
-            json!(["CAP_FLY"]),
-            &["process.capabilities.bounding", "CAP_FLY"],
-        ),
-        (
             "/process/rlimits",
             json!([{"type": "RLIMIT_FUN", "soft": 1, "hard": 1}]),
             &["process.rlimits[0]", "RLIMIT_FUN"],

@@ -7,6 +7,7 @@
 mod harness;
 
 mod bad_input;
+mod confined;
 mod debian;
 mod exits;
 mod flags;
