@@ -95,7 +95,7 @@ fn what_newer_specifications_have() {
 /// vmrun with these arguments: exit code, standard output and standard error.
 fn vmrun(args: &[&str]) -> (i32, String, String) {
     let run = Launch::vmrun(args).finish();
-    (i32::from(run.code()), run.out(), run.err())
+    (run.code(), run.out(), run.err())
 }
 
 #[test]
