@@ -181,7 +181,7 @@ fn exit_code(pid: Pid) -> i32 {
         "{pid:?} does not end"
     );
     let (_, status) = waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap();
-    let status = std::process::ExitStatus::from_raw(status.as_raw() as i32);
+    let status = std::process::ExitStatus::from_raw(status.as_raw());
     status.code().unwrap_or_else(|| -status.signal().unwrap())
 }
 

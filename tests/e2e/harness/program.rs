@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 fn source(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -17,6 +18,9 @@ fn folder() -> PathBuf {
 }
 
 fn make(command: &mut Command, program: &Path) -> PathBuf {
+    // Several tests want the same one, at the same place.
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     let made = command.arg("-o").arg(program).output().expect("a compiler");
     let errors = String::from_utf8_lossy(&made.stderr);
     assert!(made.status.success(), "{program:?}: {errors}");
