@@ -3,6 +3,8 @@
 
 mod bundle;
 mod capture;
+mod container;
+mod engine;
 mod host;
 mod launch;
 mod program;
@@ -11,6 +13,8 @@ mod sandbox;
 mod terminal;
 
 pub use bundle::Bundle;
+pub use container::Container;
+pub use engine::Engine;
 pub use host::{TEMPLATE_DIR, guest_dir, template_dir, vmrun};
 pub use launch::{Launch, Runtime, unique_id};
 pub use program::{assembled, compiled};
