@@ -36,7 +36,7 @@ fn streams_and_exit_codes() {
 #[test]
 fn flags() {
     let flags = [
-        "--cwd", "/tmp", "--env", "A=1", "-e", "B=2", "--user", "5:6", "-g", "7",
+        "--cwd", "/tmp", "--env", "A=1", "--env", "B=2", "--user", "5:6", "-g", "7",
     ];
     let script = "pwd; echo $A$B$TERM; id; grep NoNewPrivs /proc/self/status";
     for runtime in Runtime::ALL {
@@ -112,7 +112,7 @@ fn a_paused_container() {
 
 #[test]
 fn signals_are_passed_on() {
-    let script = "trap 'echo got; exit 3' TERM; echo ready; sleep 1000 & wait $!";
+    let script = "trap 'echo got; kill $!; exit 3' TERM; sleep 1000 & echo ready; wait $!";
     for runtime in Runtime::ALL {
         let container = idle(runtime);
         let running = container.exec(&[], script).start();
@@ -171,6 +171,13 @@ fn process(script: &str) -> Value {
            "env": ["PATH=/bin"], "cwd": "/"})
 }
 
+/// Makes `/go` in the container.
+fn fifo(container: &Container) {
+    let path = container.bundle().rootfs().join("go");
+    let kind = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, path, kind, rustix::fs::Mode::RWXU, 0).unwrap();
+}
+
 fn ended(pid: Pid) -> WaitStatus {
     waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap().1
 }
@@ -180,14 +187,7 @@ fn a_detached_process_is_adopted_with_its_exit_status() {
     for runtime in Runtime::ALL {
         let container = idle(runtime);
         let script = process("read x </go; echo $x; exit 5");
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            container.bundle().rootfs().join("go"),
-            rustix::fs::FileType::Fifo,
-            rustix::fs::Mode::RWXU,
-            0,
-        )
-        .unwrap();
+        fifo(&container);
         let (pid, mut output) = detached(&container, script, &[]);
         let pids = container
             .done(&["ps", "--format", "json", container.id()])
@@ -211,17 +211,20 @@ fn a_detached_process_is_adopted_with_its_exit_status() {
 fn killing_the_process_on_the_host_kills_the_one_inside() {
     for runtime in Runtime::ALL {
         let container = idle(runtime);
+        fifo(&container);
         for (signal, code) in [(Signal::KILL, None), (Signal::TERM, Some(143))] {
-            let script = process("exec flock /lock sleep 1000");
+            // Reads until nobody has it open for writing.
+            let watch = container.exec(&[], "cat /go").start();
+            let script = process("exec 9>/go; echo ready >&9; exec sleep 1000");
             let (pid, _output) = detached(&container, script, &[]);
+            watch.wait_for("ready");
             kill_process(pid, signal).unwrap();
             let status = ended(pid);
             match (runtime, code) {
                 (Runtime::Vmrun, Some(code)) => assert_eq!(status.exit_status(), Some(code)),
                 _ => assert!(status.signaled(), "{runtime:?}"),
             }
-            // Waits for ever if it lives.
-            container.exec(&[], "flock /lock true").finish().success();
+            watch.finish().success();
         }
     }
 }
@@ -231,7 +234,8 @@ fn a_terminal() {
     for runtime in Runtime::ALL {
         let container = idle(runtime);
         let mut terminal = Terminal::new(24, 80);
-        let script = "trap 'stty size' WINCH; stty size; tty; read x; echo got $x; exit 4";
+        let script =
+            "trap 'stty size' WINCH; stty size; tty; until read x; do :; done; echo got $x; exit 4";
         let running = container.exec(&["-t"], script).on(&terminal).start();
         terminal.wait_for("24 80");
         terminal.wait_for("/dev/pts/");
@@ -276,6 +280,15 @@ fn an_exec_without_a_reader() {
         .by_shell("\"$@\" | head -n 1")
         .finish();
     assert_eq!(run.out(), "y\n", "{run:?}");
+}
+
+#[test]
+fn what_a_process_leaves_behind_is_not_waited_for() {
+    let container = idle(Runtime::Vmrun);
+    let run = container.exec(&[], "sleep 1000 & echo out").finish();
+    assert_eq!((run.code(), run.out().as_str()), (0, "out\n"), "{run:?}");
+    let table = container.done(&["ps", container.id()]).success().out();
+    assert_eq!(table.matches("sleep 1000").count(), 2, "{table}");
 }
 
 #[test]

@@ -146,7 +146,7 @@ fn a_failed_hook_fails_create() {
 #[test]
 fn a_hook_that_takes_too_long_is_killed() {
     for runtime in Runtime::ALL {
-        let mut slow = hook("sleep 3600");
+        let mut slow = hook("exec sleep 3600");
         slow["timeout"] = json!(1);
         let bundle = bundle().with("/hooks/prestart", json!([slow]));
         let container = Container::new(runtime, bundle);
