@@ -18,9 +18,10 @@ use crate::container::pipes;
 use crate::failure::{Named, setup};
 use crate::handshake::{self, Heard};
 use crate::joining::{self, Place};
+use crate::process_steps::exec_steps;
 use crate::streams::Streams;
 use crate::sys::{self, Cloned};
-use crate::{steps, terminal};
+use crate::terminal;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
@@ -59,7 +60,7 @@ impl Exec {
         if plan.args.is_empty() {
             return Err(setup("args", Errno::INVAL));
         }
-        let steps = steps::exec_steps(plan);
+        let steps = exec_steps(plan);
         let (ours, theirs) = match plan.terminal {
             Some(_) => Default::default(),
             None => pipes()?,

@@ -34,6 +34,7 @@ mod inside;
 mod joining;
 mod mounts;
 pub mod prepared;
+mod process_steps;
 mod processes;
 mod procfs;
 mod program;

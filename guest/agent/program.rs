@@ -9,7 +9,7 @@ use vmrun_protocol::message::{Failure, FailureKind};
 use vmrun_protocol::plan::{Bytes, Hook, ProcessPlan};
 
 use crate::failure::{Named, failure, quoted, setup};
-use crate::steps::seals_capabilities;
+use crate::process_steps::seals_capabilities;
 use crate::sys::Arguments;
 use crate::{attributes, credentials, hooks};
 

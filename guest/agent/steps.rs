@@ -15,13 +15,14 @@
 use rustix::io::Errno;
 use vmrun_protocol::message::Failure;
 use vmrun_protocol::plan::{
-    Capabilities, ContainerPlan, DeviceKind, DeviceNode, FsType, Mount, MountSource, ProcessPlan,
-    Rlimit, Scheduler, User, WindowSize, namespace,
+    Capabilities, ContainerPlan, DeviceKind, DeviceNode, FsType, Mount, MountSource, Rlimit,
+    Scheduler, User, WindowSize, namespace,
 };
 
 use crate::failure::{quoted, setup};
 use crate::inside::is_root;
 use crate::mounts::flags_known;
+use crate::process_steps::process_steps;
 
 /// One thing to do for a container. The order of the list matters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -185,27 +186,8 @@ pub fn steps(plan: &ContainerPlan) -> Result<Vec<Step<'_>>, Failure> {
     if plan.root_readonly {
         steps.push(Step::RootReadonly);
     }
-    process(&plan.process, &mut steps);
+    process_steps(&plan.process, &mut steps);
     Ok(steps)
-}
-
-/// The steps of a further process, once it has joined the container. Its pipes are
-/// in their places.
-pub fn exec_steps(plan: &ProcessPlan) -> Vec<Step<'_>> {
-    let mut steps = Vec::with_capacity(16);
-    steps.extend(plan.terminal.map(Step::Terminal));
-    steps.push(Step::WorkingFolder {
-        path: &plan.cwd,
-        create: false,
-    });
-    process(plan, &mut steps);
-    steps
-}
-
-/// Whether capabilities are set as late as the seccomp filters, which without
-/// no_new_privs only a process with CAP_SYS_ADMIN may install.
-pub fn seals_capabilities(process: &ProcessPlan) -> bool {
-    !process.seccomp.is_empty() && !process.no_new_privileges
 }
 
 /// Whether the propagation asked for is the one that all mounts begin with.
@@ -342,37 +324,9 @@ fn devices(plan: &ContainerPlan, steps: &mut Vec<Step<'_>>) {
     steps.extend(links.map(|&(path, target)| Step::Link { path, target }));
 }
 
-fn process<'p>(process: &'p ProcessPlan, steps: &mut Vec<Step<'p>>) {
-    steps.push(Step::Session);
-    steps.push(match process.terminal {
-        Some(_) => Step::TerminalStreams,
-        None => Step::Pipes,
-    });
-    steps.push(Step::FindUser(&process.user));
-    if !process.env.iter().any(|entry| entry.starts_with(b"HOME=")) {
-        steps.push(Step::FindHome);
-    }
-    steps.push(Step::OwnStreams);
-    steps.extend(process.personality.map(Step::Personality));
-    // Real-time classes need capabilities that the user may not have.
-    steps.extend(process.scheduler.map(Step::Scheduler));
-    steps.extend(process.io_priority.map(Step::IoPriority));
-    steps.extend(process.rlimits.iter().map(|limit| Step::Limit(*limit)));
-    let capabilities = process.capabilities.unwrap_or_default();
-    steps.push(Step::BoundingSet(capabilities.bounding));
-    steps.push(Step::BecomeUser);
-    if !seals_capabilities(process) {
-        steps.push(Step::Capabilities(capabilities));
-    }
-    if process.no_new_privileges {
-        steps.push(Step::NoNewPrivileges);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmrun_protocol::plan::SeccompFilter;
 
     fn tmpfs(destination: &[u8]) -> Mount {
         Mount {
@@ -442,50 +396,6 @@ mod tests {
         ];
         assert!(order.is_sorted(), "{order:?}");
         assert_eq!(*order.last().unwrap(), steps.len() - 1);
-    }
-
-    #[test]
-    fn a_further_process_changes_nothing_of_the_container() {
-        let plan = ProcessPlan {
-            terminal: Some(WindowSize::default()),
-            personality: Some(8),
-            ..ProcessPlan::default()
-        };
-        let steps = exec_steps(&plan);
-        let order = [
-            at(&steps, |s| matches!(s, Step::Terminal(_))),
-            at(&steps, |s| {
-                matches!(s, Step::WorkingFolder { create: false, .. })
-            }),
-            at(&steps, |s| matches!(s, Step::Session)),
-            at(&steps, |s| matches!(s, Step::TerminalStreams)),
-            at(&steps, |s| matches!(s, Step::Personality(8))),
-            at(&steps, |s| matches!(s, Step::BoundingSet(0))),
-            at(&steps, |s| matches!(s, Step::Capabilities(_))),
-        ];
-        assert!(order.is_sorted(), "{order:?}");
-        assert!(!steps.contains(&Step::Console));
-    }
-
-    #[test]
-    fn filters_without_no_new_privileges_keep_the_capabilities_for_last() {
-        let mut plan = ProcessPlan {
-            seccomp: vec![SeccompFilter {
-                flags: 0,
-                program: vec![6],
-            }],
-            ..ProcessPlan::default()
-        };
-        let sets = |plan: &ProcessPlan| {
-            let steps = exec_steps(plan);
-            steps.iter().any(|s| matches!(s, Step::Capabilities(_)))
-        };
-        assert!(!sets(&plan));
-        plan.no_new_privileges = true;
-        assert!(sets(&plan));
-        plan.no_new_privileges = false;
-        plan.seccomp.clear();
-        assert!(sets(&plan));
     }
 
     #[test]
