@@ -168,6 +168,9 @@ impl<'p> Child<'p> {
             Step::RootReadonly => root_fs.make_readonly(),
             Step::Session => setsid().map(drop).named(|| "session"),
             Step::Pipes => put_pipes(self.pipes),
+            Step::ControllingTerminal => {
+                ioctl_tiocsctty(self.slave()?).named(|| "controlling terminal")
+            }
             Step::TerminalStreams => self.put_terminal(),
             Step::FindUser(user) => {
                 self.ids = users::find(root_fs.root()?, user)?;
@@ -189,6 +192,8 @@ impl<'p> Child<'p> {
             }
             Step::Limit(limit) => sys::set_rlimit(limit.resource, limit.soft, limit.hard)
                 .named(|| format!("rlimit {}", limit.resource)),
+            Step::RaiseLimit(limit) => sys::raise_rlimit(limit.resource, limit.hard)
+                .named(|| format!("rlimit {}", limit.resource)),
             Step::BoundingSet(kept) => self.bound(*kept),
             Step::BecomeUser => credentials::become_user(&self.ids),
             Step::Capabilities(sets) => credentials::set_capabilities(sets),
@@ -198,10 +203,13 @@ impl<'p> Child<'p> {
         }
     }
 
-    fn put_terminal(&self) -> Result<(), Failure> {
+    fn slave(&self) -> Result<&OwnedFd, Failure> {
         let missing = || setup("terminal", Errno::BADF);
-        let terminal = &self.terminal.as_ref().ok_or_else(missing)?.slave;
-        ioctl_tiocsctty(terminal).named(|| "controlling terminal")?;
+        Ok(&self.terminal.as_ref().ok_or_else(missing)?.slave)
+    }
+
+    fn put_terminal(&self) -> Result<(), Failure> {
+        let terminal = self.slave()?;
         let put = || {
             dup2_stdin(terminal)?;
             dup2_stdout(terminal)?;

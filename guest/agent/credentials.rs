@@ -4,7 +4,7 @@
 use rustix::fs::{Gid, Uid};
 use rustix::io::Errno;
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, capabilities, configure_capability_in_ambient_set,
+    CapabilitySet, CapabilitySets, configure_capability_in_ambient_set,
     remove_capability_from_bounding_set, set_keep_capabilities, set_thread_groups,
     set_thread_res_gid, set_thread_res_uid,
 };
@@ -58,17 +58,6 @@ pub fn become_user(ids: &Ids) -> Result<(), Failure> {
         set_thread_res_uid(uid, uid, uid).named(|| format!("user {}", ids.uid))?;
     }
     Ok(())
-}
-
-/// Makes every permitted capability effective again: to become a user other than root
-/// has taken that away.
-pub fn regain_effective() -> Result<(), Failure> {
-    let set = || {
-        let mut sets = capabilities(None)?;
-        sets.effective = sets.permitted;
-        rustix::thread::set_capabilities(None, sets)
-    };
-    set().named(|| "capabilities")
 }
 
 /// Sets all capability sets but the bounding one.

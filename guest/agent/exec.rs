@@ -18,7 +18,6 @@ use crate::container::pipes;
 use crate::failure::{Named, setup};
 use crate::handshake::{self, Heard};
 use crate::joining::{self, Place};
-use crate::process_steps::exec_steps;
 use crate::streams::Streams;
 use crate::sys::{self, Cloned};
 use crate::terminal;
@@ -36,7 +35,7 @@ enum Stage {
 pub struct Exec {
     /// Its number with the host.
     pub process: ProcessId,
-    /// The process that joins the container for it, until it has ended.
+    /// The one that joins the container for it, until it has ended.
     helper: Option<u32>,
     /// Its own number, once told.
     pid: Option<u32>,
@@ -60,14 +59,14 @@ impl Exec {
         if plan.args.is_empty() {
             return Err(setup("args", Errno::INVAL));
         }
-        let steps = exec_steps(plan);
         let (ours, theirs) = match plan.terminal {
             Some(_) => Default::default(),
             None => pipes()?,
         };
         let (agent_end, child_end) = handshake::pair().named(|| "handshake")?;
-        let helper = match sys::clone3(0, None).named(|| "new process")? {
-            Cloned::Child => joining::run(plan, &steps, place, &child_end, &theirs),
+        let cgroup = place.cgroup.as_ref().map(|group| group.as_fd());
+        let helper = match sys::clone3(0, cgroup).named(|| "new process")? {
+            Cloned::Child => joining::run(plan, place, child_end.as_fd(), &theirs),
             Cloned::Parent(pid) => pid,
         };
         for (stream, local) in ours {
@@ -90,6 +89,11 @@ impl Exec {
             Stage::Ended(_) => None,
             _ => self.pid,
         }
+    }
+
+    /// The processes that are still to be waited for.
+    pub fn unreaped(&self) -> impl Iterator<Item = u32> {
+        self.helper.into_iter().chain(self.pid())
     }
 
     /// Whether its number is still to be told.
@@ -213,9 +217,15 @@ impl Exec {
         if self.pid() != Some(pid) {
             return Ok(false);
         }
-        self.listen(streams, reports)?;
+        if let Err(failure) = self.listen(streams, reports) {
+            self.stage = Stage::Ended(status);
+            return Err(failure);
+        }
         match self.stage {
-            Stage::SettingUp => return Err(lost(Errno::CHILD)),
+            Stage::SettingUp => {
+                self.stage = Stage::Ended(status);
+                return Err(lost(Errno::CHILD));
+            }
             // The helper may still have the other end.
             Stage::Starting => self.started(reports),
             _ => {}
@@ -238,7 +248,13 @@ impl Exec {
         match self.pid() {
             // A process that is gone is no error, and neither is a number unknown.
             Some(pid) => drop(sys::kill(pid, signal)),
-            None => self.kill_wanted |= i32::from(signal) == libc::SIGKILL,
+            None if i32::from(signal) == libc::SIGKILL => {
+                // A sibling that there is already may be told, or lost: then it ends
+                // with the agent's end of the handshake.
+                self.kill_wanted = true;
+                let _ = self.helper.map(|pid| sys::kill(pid, signal));
+            }
+            None => {}
         }
     }
 

@@ -23,12 +23,14 @@ const STRAYS_MAX: usize = 4096;
 pub struct Execs {
     all: Vec<Exec>,
     strays: Vec<(u32, ExitStatus)>,
+    /// What is left of those that exist no longer for the host, until it has ended.
+    leaving: Vec<u32>,
 }
 
 impl Execs {
-    /// Whether there are none.
+    /// Whether there are none, and nothing is left of any.
     pub fn is_empty(&self) -> bool {
-        self.all.is_empty()
+        self.all.is_empty() && self.leaving.is_empty()
     }
 
     /// Whether the host may ask for another one with this number.
@@ -86,7 +88,9 @@ impl Execs {
         streams: &mut Streams,
         reports: &mut Vec<Report>,
     ) {
-        let mut known = false;
+        let left = self.leaving.len();
+        self.leaving.retain(|leaving| *leaving != pid);
+        let mut known = self.leaving.len() < left;
         self.each(streams, reports, |exec, streams, reports| {
             let ours = exec.reaped(pid, status, streams, reports);
             known |= ours != Ok(false);
@@ -125,6 +129,7 @@ impl Execs {
                 Some(status) if !streams.drain(process) || in_a_hurry => {
                     streams.close(process);
                     reports.push(Report::Exited { process, status });
+                    self.leaving.extend(exec.unreaped());
                     false
                 }
                 _ => true,
@@ -146,6 +151,7 @@ impl Execs {
             let process = exec.process;
             streams.close(process);
             reports.push(Report::ExecFailed { process, failure });
+            self.leaving.extend(exec.unreaped());
             false
         });
     }

@@ -61,9 +61,6 @@ pub fn run(process: &ProcessPlan, hooks: &[Hook], home: Option<Bytes>) -> Failur
 /// sets capabilities where that is left to do, execve, and to tell of a failure
 /// write and exit_group.
 pub fn seal(process: &ProcessPlan) -> Result<(), Failure> {
-    if seals_capabilities(process) {
-        credentials::regain_effective()?;
-    }
     for (index, filter) in process.seccomp.iter().enumerate() {
         attributes::install_filter(filter).named(|| format!("seccomp filter {index}"))?;
     }

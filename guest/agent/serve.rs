@@ -176,12 +176,12 @@ impl Agent {
         })
     }
 
-    /// How long to wait for events: for ever, mostly.
+    /// How long to wait for events: for ever, unless output is to be given up.
     fn patience(&self) -> Option<Timespec> {
         match &self.container {
             Some((_, Stage::Ended(_, until))) if !self.execs.is_empty() => {
-                let left = until.saturating_duration_since(Instant::now());
-                Timespec::try_from(left).ok()
+                let left = until.checked_duration_since(Instant::now());
+                Timespec::try_from(left.filter(|left| !left.is_zero())?).ok()
             }
             _ => None,
         }

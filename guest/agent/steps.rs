@@ -92,7 +92,9 @@ pub enum Step<'p> {
     Session,
     /// Put the pipes on 0, 1 and 2.
     Pipes,
-    /// Make the terminal the session's, and put it on 0, 1 and 2.
+    /// Make the terminal the session's.
+    ControllingTerminal,
+    /// Put the terminal on 0, 1 and 2.
     TerminalStreams,
     /// Find the user's numbers. Before limits and ids change.
     FindUser(&'p User),
@@ -108,6 +110,8 @@ pub enum Step<'p> {
     IoPriority(u16),
     /// prlimit(2).
     Limit(Rlimit),
+    /// Let the limit be this one, or a lower one, later and without privileges.
+    RaiseLimit(Rlimit),
     /// Drop capabilities from the bounding set; needs CAP_SETPCAP.
     BoundingSet(u64),
     /// Become the user found.

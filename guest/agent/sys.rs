@@ -48,9 +48,9 @@ pub fn clone3(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned>
 
 /// As [`clone3`], but the new process is a child of this one's parent, in the pid
 /// namespace that this one has joined for its children.
-pub fn clone_sibling(cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned> {
+pub fn clone_sibling() -> Result<Cloned> {
     // It ends with the signal that this process would end with.
-    fork(CLONE_PARENT, 0, cgroup)
+    fork(CLONE_PARENT, 0, None)
 }
 
 fn fork(flags: u64, exit_signal: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned> {
@@ -194,6 +194,29 @@ pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Result<()> {
             null::<libc::rlimit64>(),
         )
     })?;
+    Ok(())
+}
+
+/// Raises both limits of `RLIMIT_*` number `resource` to `hard` where the hard one is
+/// lower.
+pub fn raise_rlimit(resource: u32, hard: u64) -> Result<()> {
+    let mut present = libc::rlimit64 {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `present` lives through the call; no new limits are set.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_prlimit64,
+            0,
+            resource,
+            null::<libc::rlimit64>(),
+            &raw mut present,
+        )
+    })?;
+    if present.rlim_max < hard {
+        set_rlimit(resource, hard, hard)?;
+    }
     Ok(())
 }
 

@@ -158,6 +158,53 @@ fn it_is_the_user_with_the_rights_asked_for() {
 }
 
 #[test]
+fn it_never_has_more_rights_than_its_program() {
+    let mut host = Host::new();
+    let (stdin, _stdout) = host.idle(&plan(&[]));
+    let mut waiting = process(&["cat"]);
+    let kill = 1 << 5;
+    waiting.capabilities = Some(Capabilities {
+        bounding: kill,
+        permitted: kill,
+        ..Capabilities::default()
+    });
+    waiting.user.uid = 7;
+    host.exec(1, &waiting).unwrap();
+    let script = "for p in /proc/[0-9]*; do test $p = /proc/1 -o $p = /proc/$$ || \
+        grep -E '^(Uid|CapPrm|CapEff|CapBnd)' $p/status; done";
+    let expected = format!(
+        "Uid:\t7\t7\t7\t7\nCapPrm:\t{kill:016x}\nCapEff:\t{:016x}\nCapBnd:\t{kill:016x}\n",
+        0
+    );
+    assert_eq!(host.exec_run(2, &sh(script)).text(), expected);
+    host.request(signal(1, libc::SIGKILL));
+    assert_eq!(exited(&mut host), (1, ExitStatus::Signal(9)));
+    end(&mut host, stdin);
+}
+
+#[test]
+fn a_limit_of_one_more_process_is_enough() {
+    let mut host = Host::new();
+    let mut container = plan(&[]);
+    container.process.user.uid = 6_000_123;
+    let (stdin, _stdout) = host.idle(&container);
+    let mut plan = process(&["cat", "/proc/self/limits"]);
+    plan.user.uid = 6_000_123;
+    plan.rlimits = vec![Rlimit {
+        resource: libc::RLIMIT_NPROC,
+        soft: 2,
+        hard: 2,
+    }];
+    let text = host.exec_run(1, &plan).text();
+    let mut lines = text.lines();
+    let line = lines
+        .find(|line| line.starts_with("Max processes"))
+        .unwrap();
+    assert_eq!(line.split_whitespace().nth(2), Some("2"));
+    end(&mut host, stdin);
+}
+
+#[test]
 fn a_terminal_is_its_own() {
     let mut host = Host::new();
     let (stdin, _stdout) = host.idle(&harness::plan(&[]));

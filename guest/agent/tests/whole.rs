@@ -177,6 +177,42 @@ fn a_paused_container_can_be_killed() {
 }
 
 #[test]
+fn a_container_that_stops_itself_does_not_stop_the_agent() {
+    let Some(mut host) = host() else { return };
+    let mut container = plan(&[]);
+    container.mounts.push(mount(FsType::Cgroup2, "/cg", ""));
+    for with_pids in [true, false] {
+        if !with_pids {
+            container.namespaces &= !namespace::PID;
+        }
+        let _streams = host.idle(&container);
+        let freeze = sh("echo ready; echo 1 >/cg/cgroup.freeze; exec cat");
+        host.exec(1, &freeze).unwrap();
+        let _streams = host.exec_started(1);
+        // Of this one nothing is heard, unless it was faster.
+        let plan = Box::new(sh("true"));
+        host.request(Request::Exec { process: 2, plan });
+        host.request(Request::Signal {
+            process: INIT,
+            signal: libc::SIGKILL as u8,
+        });
+        let mut gone = Vec::new();
+        while gone.last() != Some(&INIT) {
+            match host.report() {
+                Report::ExecCreated { process: 2 } => {}
+                Report::ExecFailed { process, .. } | Report::Exited { process, .. } => {
+                    gone.push(process);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        gone.sort_unstable();
+        assert_eq!(gone, [INIT, 1, 2]);
+        assert_eq!(host.groups(), 0);
+    }
+}
+
+#[test]
 fn a_signal_for_all_reaches_all() {
     let Some(mut host) = host() else { return };
     let (stdin, _stdout) = host.idle(&plan(&[]));
