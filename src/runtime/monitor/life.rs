@@ -2,6 +2,7 @@
 
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::thread::{self, JoinHandle};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_setaffinity};
@@ -18,7 +19,7 @@ use crate::console::{ConsoleSocket, HostTerminal};
 use crate::control::Control;
 use crate::error::chain;
 use crate::guest_image::GuestImage;
-use crate::host_cgroup::HostCgroup;
+use crate::host_cgroup::{CgroupError, HostCgroup};
 use crate::plan::{Plan, Shape};
 use crate::session::{Deadlines, Session};
 use crate::signals::Signals;
@@ -120,6 +121,7 @@ impl Life<'_> {
     ) -> Result<ExitStatus, Error> {
         wait_for_go(parent)?;
         self.settle()?;
+        let entering = self.enter_cgroup()?;
         let stdio = self.stdio()?;
         let host = machine::host_kind()?;
         self.timeline.mark("host probed");
@@ -136,6 +138,7 @@ impl Life<'_> {
         };
         let started = start.machine(std::mem::take(&mut self.plan.exports))?;
         let machine = started.machine;
+        entering.wait()?;
         let deadlines = Deadlines::of(host, self.shape.mem_size_mib);
         let listener = self.listener.try_clone().and_then(Door::new);
         let door = listener.map_err(Error::host("serve the container's socket"))?;
@@ -194,13 +197,26 @@ impl Life<'_> {
     /// Goes where the host wants the container: everything that has to be before the
     /// first thread.
     fn settle(&self) -> Result<(), Error> {
-        if let Some(cgroup) = &self.cgroup {
-            cgroup.enter(&self.limits)?;
-        }
         namespace::enter_network(self.network.as_deref())?;
         raise_descriptor_limit();
         stay_on(self.host_cpus.as_deref())?;
         prepare_root(&self.plan)
+    }
+
+    /// Moves the whole process into its cgroup while the machine starts: for the first
+    /// move after a while the kernel waits until all processors have been idle or
+    /// rescheduled, which takes as long as half a start. What is used until then is
+    /// counted where the process came from.
+    fn enter_cgroup(&mut self) -> Result<Entering, Error> {
+        let Some(cgroup) = self.cgroup.take() else {
+            return Ok(Entering(None));
+        };
+        let limits = self.limits.clone();
+        let thread = thread::Builder::new().name("cgroup".to_owned());
+        let entering = thread.spawn(move || cgroup.enter(&limits));
+        Ok(Entering(Some(
+            entering.map_err(Error::host("start a thread"))?,
+        )))
     }
 
     fn stdio(&mut self) -> Result<Stdio, Error> {
@@ -230,6 +246,20 @@ impl Life<'_> {
             streams: Some(streams),
             terminal,
         })
+    }
+}
+
+/// A process that is being moved into its cgroup.
+struct Entering(Option<JoinHandle<Result<(), CgroupError>>>);
+
+impl Entering {
+    /// Waits until it is there.
+    fn wait(self) -> Result<(), Error> {
+        match self.0.map(JoinHandle::join) {
+            None => Ok(()),
+            Some(Ok(entered)) => Ok(entered?),
+            Some(Err(_)) => Err(Error::MonitorEnded),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Processes that are remembered: a number alone may be given to another one.
 
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -21,15 +21,14 @@ pub struct ProcessName {
 impl ProcessName {
     /// The process that has `pid` now.
     pub fn of(pid: u32) -> io::Result<Self> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let stat = read_stat(pid)?;
         let (_, start_ticks) = parse(&stat).ok_or(io::ErrorKind::InvalidData)?;
         Ok(Self { pid, start_ticks })
     }
 
     /// Whether it still runs: one that has ended and was not waited for does not.
     pub fn is_alive(self) -> bool {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid));
-        let found = stat.ok().and_then(|stat| parse(&stat));
+        let found = read_stat(self.pid).ok().and_then(|stat| parse(&stat));
         found.is_some_and(|(state, start)| {
             start == self.start_ticks && !matches!(state, 'Z' | 'X' | 'x')
         })
@@ -78,6 +77,17 @@ pub fn has_ended_within(pidfd: &OwnedFd, timeout: Duration) -> io::Result<bool> 
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// In one read: it is short, and of a size that nobody tells.
+fn read_stat(pid: u32) -> io::Result<String> {
+    const MAX_BYTES: usize = 1024;
+    let mut file = std::fs::File::open(format!("/proc/{pid}/stat"))?;
+    let mut text = vec![0; MAX_BYTES];
+    let len = file.read(&mut text)?;
+    text.truncate(len);
+    // The name may be any bytes.
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// State and start of a process. Its name is in brackets and may hold anything.
