@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::io::Errno;
-use rustix::process::{ioctl_tiocsctty, setsid, umask};
+use rustix::process::{DumpableBehavior, ioctl_tiocsctty, set_dumpable_behavior, setsid, umask};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout, stderr, stdin, stdout};
 use vmrun_protocol::message::{Failure, Report, Stream};
 use vmrun_protocol::plan::{Bytes, ContainerPlan, Hook, ProcessPlan, namespace};
@@ -34,8 +34,14 @@ pub fn run(plan: &ContainerPlan, steps: &[Step<'_>], handshake: &OwnedFd, pipes:
                 sys::exit_now(1);
             }
         }
-        let mut child = Child::new(pipes)?;
         credentials::leave_groups()?;
+        if !plan.uid_mappings.is_empty() || !plan.gid_mappings.is_empty() {
+            credentials::become_root()?;
+            // So that its files in /proc are its own. In the container there is nobody
+            // yet who could look at it.
+            set_dumpable_behavior(DumpableBehavior::Dumpable).named(|| "make dumpable")?;
+        }
+        let mut child = Child::new(pipes)?;
         steps.iter().try_for_each(|step| child.carry_out(step))?;
         child.ready(handshake)
     };

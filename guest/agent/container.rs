@@ -159,7 +159,7 @@ impl Container {
     /// master side for the relay.
     fn finish(&mut self, plan: &ContainerPlan) -> Result<Option<OwnedFd>, Failure> {
         if plan.namespaces & namespace::USER != 0 {
-            user_namespace::map_ids(self.pid)?;
+            user_namespace::map_ids(self.pid, plan)?;
             handshake::go(self.handshake.as_fd()).named(|| "user namespace")?;
         }
         let handles = match self.hear()? {

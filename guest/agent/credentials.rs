@@ -41,6 +41,15 @@ fn set_groups(groups: &[Gid]) -> Result<(), Failure> {
     set_thread_groups(groups).named(|| "additional groups")
 }
 
+/// Becomes the user namespace's own root, which may be another user outside. The
+/// capabilities stay. A process whose ids change is no longer dumpable.
+pub fn become_root() -> Result<(), Failure> {
+    let what = || "root of the user namespace";
+    let (uid, gid) = (Uid::ROOT, Gid::ROOT);
+    set_thread_res_gid(gid, gid, gid).named(what)?;
+    set_thread_res_uid(uid, uid, uid).named(what)
+}
+
 /// Takes on the ids, from root's without additional groups. The permitted
 /// capabilities stay, to be set after.
 pub fn become_user(ids: &Ids) -> Result<(), Failure> {

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::process::{DumpableBehavior, getpid, set_dumpable_behavior};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use vmrun_protocol::message::Failure;
-use vmrun_protocol::plan::ProcessPlan;
+use vmrun_protocol::plan::{ProcessPlan, namespace};
 
 use crate::child::{self, Child, Pipes};
 use crate::failure::Named;
@@ -42,6 +42,9 @@ pub fn run(plan: &ProcessPlan, place: &Place<'_>, handshake: BorrowedFd<'_>, pip
     let (before, itself) = exec_steps(plan);
     let prepare = || {
         join(plan, place, handshake, pipes)?;
+        if place.namespaces & namespace::USER != 0 {
+            credentials::become_root()?;
+        }
         let mut child = Child::joined()?;
         credentials::leave_groups()?;
         before.iter().try_for_each(|step| child.carry_out(step))?;

@@ -7,7 +7,7 @@ use rustix::fs::{Access, CWD, Mode, OFlags, access, openat};
 use rustix::io::{Errno, write};
 use rustix::mount::{UnmountFlags, unmount};
 use vmrun_protocol::message::Failure;
-use vmrun_protocol::plan::{ContainerPlan, DeviceKind, DeviceNode};
+use vmrun_protocol::plan::{ContainerPlan, DeviceKind, DeviceNode, IdMapping};
 
 use crate::failure::{Named, quoted};
 use crate::inside::own_folder;
@@ -15,7 +15,11 @@ use crate::root_fs::make_node;
 use crate::{mounts, steps};
 
 /// Every id is itself, but for the last one, which means none.
-const IDENTITY: &[u8] = b"0 0 4294967295";
+const IDENTITY: IdMapping = IdMapping {
+    inside: 0,
+    outside: 0,
+    count: u32::MAX,
+};
 
 /// Prepares the agent's own tree, of which the container's first process gets a
 /// copy: the kernel lets it mount procfs and sysfs only where it can see one
@@ -71,16 +75,30 @@ fn exists(path: &str) -> bool {
     access(path, Access::EXISTS).is_ok()
 }
 
-/// Gives the process every user and group id, each as itself.
-pub fn map_ids(pid: u32) -> Result<(), Failure> {
-    for map in ["uid_map", "gid_map"] {
+/// Gives the process its user and group ids: those of the plan, or every one.
+pub fn map_ids(pid: u32, plan: &ContainerPlan) -> Result<(), Failure> {
+    for (map, mappings) in [
+        ("uid_map", &plan.uid_mappings),
+        ("gid_map", &plan.gid_mappings),
+    ] {
+        let text = if mappings.is_empty() {
+            lines(&[IDENTITY])
+        } else {
+            lines(mappings)
+        };
         let path = format!("/proc/{pid}/{map}");
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
         let file = openat(CWD, path.as_str(), flags, Mode::empty()).named(|| map)?;
-        let written = write(&file, IDENTITY).named(|| map)?;
-        if written != IDENTITY.len() {
+        // The kernel takes it whole or not at all.
+        let written = write(&file, text.as_bytes()).named(|| map)?;
+        if written != text.len() {
             return Err(crate::failure::setup(map, Errno::IO));
         }
     }
     Ok(())
+}
+
+fn lines(mappings: &[IdMapping]) -> String {
+    let line = |m: &IdMapping| format!("{} {} {}\n", m.inside, m.outside, m.count);
+    mappings.iter().map(line).collect()
 }

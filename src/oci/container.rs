@@ -10,8 +10,8 @@ use crate::hooks::HostHooks;
 use crate::host_limits::{self, HostLimits};
 use crate::mounts::{self, Mount};
 use crate::{
-    Error, devices, hooks, mount_options, namespaces, process, resources, seccomp, sysctl, text,
-    time_offsets, version,
+    Error, devices, hooks, id_mappings, mount_options, namespaces, process, resources, seccomp,
+    sysctl, text, time_offsets, version,
 };
 
 const MAX_PATHS: usize = 1024;
@@ -69,6 +69,7 @@ pub fn resolve(spec: &Spec, mut warnings: Vec<String>) -> Result<Container, Erro
     let mounts = mounts::resolve(spec.mounts().as_deref().unwrap_or_default())?;
     let listed = namespaces::resolve(linux.namespaces().as_deref().unwrap_or_default())?;
     let namespaces = listed.bits;
+    let (uid_mappings, gid_mappings) = id_mappings::resolve(linux, namespaces)?;
     let no_offsets = HashMap::new();
     let time_offsets = linux.time_offsets().as_ref().unwrap_or(&no_offsets);
     let no_sysctl = HashMap::new();
@@ -91,6 +92,8 @@ pub fn resolve(spec: &Spec, mut warnings: Vec<String>) -> Result<Container, Erro
             hostname: host_name("hostname", spec.hostname(), namespaces)?,
             domainname: host_name("domainname", spec.domainname(), namespaces)?,
             namespaces,
+            uid_mappings,
+            gid_mappings,
             mounts: Vec::new(),
             masked_paths: paths("linux.maskedPaths", linux.masked_paths())?,
             readonly_paths: paths("linux.readonlyPaths", linux.readonly_paths())?,
@@ -304,7 +307,7 @@ mod tests {
             (
                 &["linux", "uidMappings"],
                 json!([{"containerID": 0, "hostID": 1, "size": 1}]),
-                "linux.uidMappings: not supported: ids are not mapped",
+                "linux.uidMappings: needs an entry of type user in linux.namespaces",
             ),
         ] {
             assert_eq!(changed(path, value).unwrap_err(), message);

@@ -16,7 +16,7 @@ pub fn features(annotations: Value) -> Value {
         "hooks": ["prestart", "createRuntime", "startContainer", "poststart", "poststop"],
         "mountOptions": mount_options,
         "linux": {
-            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "uts"],
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "capabilities": capabilities::names(),
             "cgroup": {
                 "v1": true, "v2": true, "systemd": true, "systemdUser": false, "rdma": false
@@ -128,6 +128,11 @@ mod tests {
             let mut config: Value = serde_json::from_str(CONFIG).unwrap();
             config["hostname"] = json!("");
             config["linux"]["namespaces"] = json!(list);
+            let mappings = json!([{"containerID": 0, "hostID": 0, "size": 9}]);
+            if name == "user" {
+                config["linux"]["uidMappings"] = mappings.clone();
+                config["linux"]["gidMappings"] = mappings;
+            }
             let taken = parse(config.to_string().as_bytes());
             assert_eq!(
                 taken.is_ok(),

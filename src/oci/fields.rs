@@ -95,7 +95,7 @@ const fn warned(path: &'static str, note: &'static str) -> Field {
     Field::new(path, Treatment::Warned, note)
 }
 
-const NO_ID_MAPS: &str = "ids are not mapped";
+const HOST_IDS: &str = "the host's ids are those of the machine and of files in shared folders";
 const NO_LSM: &str = "the guest's kernel has no security module";
 const OTHER_SYSTEM: &str = "for another operating system";
 const GUEST_CGROUP: &str = "BPF filter of the container's cgroup; what no rule allows is denied";
@@ -159,10 +159,10 @@ pub const FIELDS: &[Field] = &[
     host("hooks.poststart", "in the caller's namespaces"),
     host("hooks.poststop", "in the caller's namespaces"),
     accepted("annotations", "kept in the state; nothing of a machine can be set by them"),
-    guest("linux.namespaces[].type", "mount, pid, network and ipc must be listed; user is refused"),
+    guest("linux.namespaces[].type", "mount, pid, network and ipc must be listed"),
     host("linux.namespaces[].path", "of type network: the machine is in it, the container has its own; others are refused"),
-    refused("linux.uidMappings", NO_ID_MAPS),
-    refused("linux.gidMappings", NO_ID_MAPS),
+    guest("linux.uidMappings", HOST_IDS),
+    guest("linux.gidMappings", HOST_IDS),
     guest("linux.timeOffsets", "monotonic and boottime"),
     guest("linux.devices[].type", GUEST_NODE),
     guest("linux.devices[].path", ""),

@@ -19,6 +19,7 @@ pub mod features;
 pub mod fields;
 pub mod hooks;
 pub mod host_limits;
+pub mod id_mappings;
 pub mod load;
 pub mod mount_options;
 pub mod mounts;

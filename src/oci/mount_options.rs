@@ -94,7 +94,9 @@ fn word(option: &str) -> Word {
             return Word::Refused("is not supported: no file system of it counts changes");
         }
         "remount" => return Word::Refused("is not supported: a mount is made once"),
-        "idmap" | "ridmap" => return Word::Refused("is not supported: ids are not mapped"),
+        "idmap" | "ridmap" => {
+            return Word::Refused("is not supported: the guest's kernel maps no ids of mounts");
+        }
         _ => {}
     }
     let of = |table: &[Flag], name: &str| table.iter().find(|f| f.0 == name).copied();
@@ -230,7 +232,8 @@ mod tests {
         for (word, message) in [
             (
                 "ridmap",
-                "mounts[1].options[0]: \"ridmap\" is not supported: ids are not mapped",
+                "mounts[1].options[0]: \"ridmap\" is not supported: the guest's kernel maps no \
+                 ids of mounts",
             ),
             (
                 "remount",

@@ -46,10 +46,6 @@ pub fn resolve(listed: &[LinuxNamespace]) -> Result<Namespaces, Error> {
             }
         }
         let bit = bit(entry.typ());
-        if bit == namespace::USER {
-            let problem = "user namespaces are not supported yet";
-            return Err(Error::property(path("type"), problem));
-        }
         if resolved.bits & bit != 0 {
             return Err(Error::property(path("type"), "is there twice"));
         }
@@ -132,10 +128,6 @@ mod tests {
                 r#",{"type":"uts","path":"/proc/1/ns/uts"}"#,
                 "linux.namespaces[4].path: cannot be joined: a namespace of the host is not in \
                  the machine, and no two containers share one",
-            ),
-            (
-                r#",{"type":"user"}"#,
-                "linux.namespaces[4].type: user namespaces are not supported yet",
             ),
             (
                 r#",{"type":"pid"}"#,

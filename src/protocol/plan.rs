@@ -23,6 +23,11 @@ pub struct ContainerPlan {
     pub domainname: Option<Bytes>,
     /// `linux.namespaces`: bits of [`namespace`], all of them new.
     pub namespaces: u64,
+    /// `linux.uidMappings`; needs [`namespace::USER`], which without them has every
+    /// id as itself.
+    pub uid_mappings: Vec<IdMapping>,
+    /// `linux.gidMappings`, as [`Self::uid_mappings`].
+    pub gid_mappings: Vec<IdMapping>,
     /// `mounts`, in order.
     pub mounts: Vec<Mount>,
     /// `linux.maskedPaths`.
@@ -62,6 +67,22 @@ pub struct Hook {
     pub stdin: Bytes,
     /// After which it is killed and has failed.
     pub timeout_s: Option<u32>,
+}
+
+/// Ids that follow each other, inside and outside of a user namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdMapping {
+    /// First id inside (`containerID`).
+    pub inside: u32,
+    /// First id outside, in the machine and in its shared folders (`hostID`).
+    pub outside: u32,
+    /// How many, at least 1 (`size`).
+    pub count: u32,
+}
+
+impl IdMapping {
+    /// Most of them in one namespace (`UID_GID_MAP_MAX_EXTENTS` of the kernel).
+    pub const MAX_COUNT: usize = 340;
 }
 
 /// Namespace bits: clone(2)'s `CLONE_NEW*`.

@@ -168,7 +168,7 @@ fn what_is_not_supported_is_refused_by_its_path() {
         (
             "/linux/namespaces/0",
             json!({"type": "user"}),
-            "linux.namespaces[0]",
+            "linux.namespaces",
         ),
         (
             "/linux/uidMappings",

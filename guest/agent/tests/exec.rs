@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use harness::{Host, collect, plan};
 use vmrun_protocol::message::{ExitStatus, FailureKind, INIT, ProcessId, Report, Request, Stream};
 use vmrun_protocol::plan::{
-    Capabilities, ContainerPlan, ProcessPlan, Rlimit, User, WindowSize, namespace,
+    Capabilities, ContainerPlan, IdMapping, ProcessPlan, Rlimit, User, WindowSize, namespace,
 };
 
 fn process(args: &[&str]) -> ProcessPlan {
@@ -60,6 +60,44 @@ fn is_inside(plan: &ContainerPlan) {
 #[test]
 fn it_is_inside_the_container() {
     is_inside(&plan(&[]));
+}
+
+#[test]
+fn it_has_the_containers_ids() {
+    let mut host = Host::new();
+    let own = |path: &std::path::Path| {
+        std::os::unix::fs::lchown(path, Some(100_000), Some(200_000)).unwrap();
+    };
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(host.tree.path(), readable).unwrap();
+    own(&host.path(""));
+    for folder in ["dev", "proc", "sys", "tmp"] {
+        std::fs::create_dir_all(host.path(folder)).unwrap();
+        own(&host.path(folder));
+    }
+    let mapping = |outside| IdMapping {
+        inside: 0,
+        outside,
+        count: 1001,
+    };
+    let mut plan = plan(&[]);
+    plan.namespaces |= namespace::USER;
+    plan.uid_mappings = vec![mapping(100_000)];
+    plan.gid_mappings = vec![mapping(200_000)];
+    let (stdin, _stdout) = host.idle(&plan);
+    let script = "id -u; id -g; : >/tmp/made; stat -c %u:%g /tmp/made";
+    let outcome = host.exec_run(1, &sh(script));
+    assert_eq!(outcome.text(), "0\n0\n0:0\n", "{outcome:?}");
+    let made = std::fs::metadata(host.path("tmp/made")).unwrap();
+    use std::os::unix::fs::MetadataExt;
+    assert_eq!((made.uid(), made.gid()), (100_000, 200_000));
+    let mut other = sh("id -u; id -g");
+    (other.user.uid, other.user.gid) = (1000, 1000);
+    assert_eq!(host.exec_run(2, &other).text(), "1000\n1000\n");
+    other.user.uid = 1001;
+    let outcome = host.exec(3, &other);
+    assert!(outcome.is_err(), "{outcome:?}");
+    end(&mut host, stdin);
 }
 
 #[test]

@@ -4,11 +4,14 @@
 mod harness;
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::fs::Permissions;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use harness::{Host, export, mount, plan, terminal_plan};
 use vmrun_protocol::message::ExitStatus;
-use vmrun_protocol::plan::{ContainerPlan, DeviceKind, DeviceNode, FsType, Mount, namespace};
+use vmrun_protocol::plan::{
+    ContainerPlan, DeviceKind, DeviceNode, FsType, IdMapping, Mount, namespace,
+};
 
 fn sh(script: &str) -> ContainerPlan {
     plan(&["sh", "-c", script])
@@ -366,4 +369,48 @@ fn a_user_namespace_works_whole() {
         "0 0 4294967295 1000 null 5:0 sys bin dev etc proc sys tmp ls:",
         "{text}"
     );
+}
+
+#[test]
+fn ids_are_mapped_as_the_plan_says() {
+    const ROOT: u32 = 100_000;
+    let mut host = Host::new();
+    // As an engine leaves the folders of a container with mapped ids.
+    let own = |path: &std::path::Path| {
+        std::os::unix::fs::lchown(path, Some(ROOT), Some(ROOT)).unwrap();
+    };
+    fs::set_permissions(host.tree.path(), Permissions::from_mode(0o755)).unwrap();
+    own(&host.path(""));
+    for folder in ["bin", "dev", "etc", "proc", "sys", "tmp"] {
+        fs::create_dir_all(host.path(folder)).unwrap();
+        own(&host.path(folder));
+    }
+    let script = "cat /proc/self/uid_map /proc/self/gid_map; id -u; id -g; stat -c %u /tmp; \
+                  echo x >/tmp/made; echo x >/dev/null && echo null; echo y >/dev/shm/z && \
+                  stat -c %u:%g /dev/shm/z; cat /proc/self/oom_score_adj; hostname";
+    let mut plan = sh(script);
+    plan.namespaces |= namespace::USER;
+    plan.process.oom_score_adj = Some(100);
+    plan.uid_mappings = vec![IdMapping {
+        inside: 0,
+        outside: ROOT,
+        count: 65_536,
+    }];
+    plan.gid_mappings = plan.uid_mappings.clone();
+    plan.hostname = Some(b"mapped".to_vec());
+    let outcome = host.run(&plan);
+    assert_eq!(
+        String::from_utf8_lossy(&outcome.stdout)
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" "),
+        "0 100000 65536 0 100000 65536 0 0 0 null 0:0 100 mapped",
+        "{outcome:?}"
+    );
+    let made = fs::metadata(host.path("tmp/made")).unwrap();
+    assert_eq!((made.uid(), made.gid()), (ROOT, ROOT));
+    plan.process.user.uid = 1000;
+    plan.process.user.gid = 1000;
+    plan.process.args = vec![b"sh".to_vec(), b"-c".to_vec(), b"id -u; id -g".to_vec()];
+    assert_eq!(host.run(&plan).text(), "1000\n1000\n");
 }
