@@ -2,6 +2,7 @@
 //! and `spec` say about bundles, seen with real machines.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 use serde_json::{Value, json};
 
@@ -150,4 +151,37 @@ fn features_are_json() {
     let features: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(features["ociVersionMin"], "1.0.0");
     assert_eq!(features["linux"]["seccomp"]["enabled"], true);
+}
+
+#[test]
+fn ids_are_mapped_as_by_runc() {
+    const ROOT: u32 = 100_000;
+    let script = "cat /proc/self/uid_map /proc/self/gid_map; id -u; id -g; stat -c %u:%g /bin; \
+                  echo x >/tmp/made && stat -c %u:%g /tmp/made; stat -c %u /etc";
+    for runtime in Runtime::ALL {
+        let mapping = json!([{"containerID": 0, "hostID": ROOT, "size": 65_536}]);
+        let bundle = Bundle::shell(script)
+            .with("/root/readonly", json!(false))
+            .with(
+                "/linux/namespaces",
+                json!([{"type": "pid"}, {"type": "network"}, {"type": "ipc"}, {"type": "mount"},
+                       {"type": "uts"}, {"type": "user"}]),
+            )
+            .with("/linux/uidMappings", mapping.clone())
+            .with("/linux/gidMappings", mapping);
+        // As an engine makes it: but for /etc, which is nobody's of the container.
+        for folder in ["", "bin", "dev", "proc", "root", "sys", "tmp"] {
+            let path = bundle.rootfs().join(folder);
+            std::os::unix::fs::chown(path, Some(ROOT), Some(ROOT)).unwrap();
+        }
+        let run = runtime.run(&bundle).success();
+        let words: Vec<_> = run.out().split_whitespace().map(str::to_owned).collect();
+        assert_eq!(
+            words.join(" "),
+            "0 100000 65536 0 100000 65536 0 0 0:0 0:0 65534",
+            "{runtime:?}"
+        );
+        let made = fs::metadata(bundle.rootfs().join("tmp/made")).unwrap();
+        assert_eq!((made.uid(), made.gid()), (ROOT, ROOT), "{runtime:?}");
+    }
 }
