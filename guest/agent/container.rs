@@ -24,6 +24,9 @@ pub struct Guest {
     /// Whether there is a cgroup v2 tree that is ours. Without one, a plan that
     /// needs it is refused, and device rules are not enforced (tests only).
     pub cgroups: bool,
+    /// Whether nothing but containers uses the machine's memory: what the kernel kills
+    /// for lack of it is the container's.
+    pub machine_is_ours: bool,
     /// Whether no container has had the machine's own network namespace.
     pub network_unused: bool,
 }

@@ -28,6 +28,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     let (channels, prepared) = boot::boot()?;
     let guest = Guest {
         cgroups: true,
+        machine_is_ours: true,
         network_unused: true,
     };
     serve::serve(channels, guest, prepared)?;

@@ -35,6 +35,9 @@ use crate::watch::Watch;
 /// container's exit from whoever waits for that.
 const LAST_OUTPUT: Duration = Duration::from_secs(2);
 
+/// How a process ends that the kernel kills for lack of memory, and others.
+const KILLED: ExitStatus = ExitStatus::Signal(libc::SIGKILL as u8);
+
 /// Why the agent's work is over.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -188,10 +191,15 @@ impl Agent {
     }
 
     fn report(&mut self, report: &Report) -> Result<(), ServeError> {
-        if let Report::Exited { .. } = report {
-            // The kernel may be late with the event.
+        if let Report::Exited { status, .. } = report {
             let mut kills = Vec::new();
+            // The kernel may be late with the event.
             self.watch.look_for_kills(&mut kills);
+            if self.guest.machine_is_ours && *status == KILLED {
+                let mut count = || requests::procfs(&mut self.proc).ok()?.oom_kills().ok();
+                self.watch
+                    .look_for_machine_kills(|| count().unwrap_or(0), &mut kills);
+            }
             self.report_all(kills)?;
         }
         frame::write(self.channels.control.get_mut(), report, MAX_TO_HOST_BYTES)
@@ -262,7 +270,7 @@ impl Agent {
                     container.discard();
                 }
                 self.streams.close(INIT);
-                self.watch = Watch::default();
+                self.watch.reset();
                 self.report(&Report::Failed(failure))
             }
         }
@@ -283,7 +291,7 @@ impl Agent {
             process: INIT,
             status,
         })?;
-        self.watch = Watch::default();
+        self.watch.reset();
         // Most hosts have ended the machine by now.
         container.remove();
         Ok(())

@@ -19,6 +19,8 @@ pub struct Watch {
     /// They do not stand yet; tag of the question.
     pausing: Option<(u32, Frozen)>,
     oom: Option<OomKills>,
+    /// Kills in the whole machine that have been told.
+    machine_kills: u64,
 }
 
 impl Watch {
@@ -56,6 +58,29 @@ impl Watch {
         if self.oom.as_mut().is_some_and(OomKills::have_grown) {
             reports.push(Report::OutOfMemory);
         }
+    }
+
+    /// The same of a container whose memory has no limit: that of the machine is all
+    /// there is then. `kills` are those in the machine since its start.
+    pub fn look_for_machine_kills(
+        &mut self,
+        kills: impl FnOnce() -> u64,
+        reports: &mut Vec<Report>,
+    ) {
+        if self.oom.is_none() {
+            let kills = kills();
+            if std::mem::replace(&mut self.machine_kills, kills) < kills {
+                reports.push(Report::OutOfMemory);
+            }
+        }
+    }
+
+    /// Forgets the container that is gone.
+    pub fn reset(&mut self) {
+        *self = Self {
+            machine_kills: self.machine_kills,
+            ..Self::default()
+        };
     }
 
     fn look_for_pause(&mut self, reports: &mut Vec<Report>) {
@@ -113,5 +138,26 @@ impl Watch {
         if let Some((tag, _)) = self.pausing.take() {
             reports.push(Report::Answer { tag, answer });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kill_in_the_machine_is_told_once_whatever_containers_come_and_go() {
+        let mut watch = Watch::default();
+        let told = |watch: &mut Watch, kills| {
+            let mut reports = Vec::new();
+            watch.look_for_machine_kills(|| kills, &mut reports);
+            reports == [Report::OutOfMemory]
+        };
+        assert!(!told(&mut watch, 0));
+        assert!(told(&mut watch, 2));
+        assert!(!told(&mut watch, 2));
+        watch.reset();
+        assert!(!told(&mut watch, 2));
+        assert!(told(&mut watch, 3));
     }
 }

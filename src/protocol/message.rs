@@ -250,7 +250,10 @@ pub enum Report {
         answer: Result<Answer, Failure>,
     },
     /// The kernel has killed a process of the container for lack of memory
-    /// (`oom_kill` of `memory.events` has grown).
+    /// (`oom_kill` of `memory.events` has grown). Comes before the
+    /// [`Report::Exited`] that it causes. Where the container has no limit, and so no
+    /// `memory.events`, kills in the whole machine count, and are told with the next
+    /// process that ends by SIGKILL.
     OutOfMemory,
 }
 

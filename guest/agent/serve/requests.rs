@@ -168,7 +168,7 @@ impl Agent {
 }
 
 /// The procfs of the agent.
-fn procfs(proc: &mut Option<Procfs>) -> Result<&Procfs, Failure> {
+pub(super) fn procfs(proc: &mut Option<Procfs>) -> Result<&Procfs, Failure> {
     let made = match proc.take() {
         Some(proc) => proc,
         None => Procfs::mount().named(|| "mount proc")?,

@@ -404,6 +404,7 @@ fn agent(root: &Path, control: OwnedFd, listener: OwnedFd, cgroups: bool) -> ! {
     // The host's closing of the connection is how every test ends.
     let guest = Guest {
         cgroups,
+        machine_is_ours: false,
         network_unused: true,
     };
     let prepared = prepares().then(|| Prepared::make(cgroups));
