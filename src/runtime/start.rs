@@ -93,9 +93,21 @@ impl Start<'_> {
                 let why = chain(&error);
                 let line = format!("template {name} cannot be used, booting instead: {why}");
                 self.workshop.notices.warn(&line);
-                self.boot(spare)
+                let booted = self.boot(spare)?;
+                // So it is the template's fault, and the next start makes another.
+                self.discard(&name);
+                Ok(booted)
             }
             result => result,
+        }
+    }
+
+    fn discard(&self, name: &str) {
+        let Some(folder) = self.usage().and_then(|usage| usage.folder.as_deref()) else {
+            return;
+        };
+        if let Err(error) = template::upkeep::remove(folder, name) {
+            log::debug!("template {name} is not removed: {}", chain(&error));
         }
     }
 
