@@ -47,8 +47,14 @@ pub fn write_new(folder: impl AsFd, name: &str, content: &[u8]) -> io::Result<()
 /// outlive a crash of the host, where no container does.
 pub fn replace_record(folder: impl AsFd, content: &[u8]) -> io::Result<()> {
     let folder = folder.as_fd();
-    remove_file(folder, NEW_RECORD)?;
-    write_new(folder, NEW_RECORD, content)?;
+    match write_new(folder, NEW_RECORD, content) {
+        // Somebody was killed while writing it.
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            remove_file(folder, NEW_RECORD)?;
+            write_new(folder, NEW_RECORD, content)?;
+        }
+        result => result?,
+    }
     renameat(folder, NEW_RECORD, folder, RECORD)?;
     Ok(())
 }

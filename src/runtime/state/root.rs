@@ -1,7 +1,7 @@
 //! The root folder: ids are reserved and found here.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -188,13 +188,12 @@ impl Drop for Claim<'_> {
 
 /// What somebody else can write to may say anything.
 fn check_owner(folder: &OwnedFd) -> io::Result<()> {
-    let metadata = fs::File::from(folder.try_clone()?).metadata()?;
-    let own = geteuid().as_raw();
-    if metadata.uid() != own && metadata.uid() != 0 {
-        let problem = format!("belongs to user {}", metadata.uid());
+    let status = rustix::fs::fstat(folder)?;
+    if status.st_uid != 0 && status.st_uid != geteuid().as_raw() {
+        let problem = format!("belongs to user {}", status.st_uid);
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, problem));
     }
-    if metadata.mode() & 0o022 != 0 {
+    if status.st_mode & 0o022 != 0 {
         let problem = "others may write to it";
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, problem));
     }
