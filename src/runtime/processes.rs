@@ -6,7 +6,7 @@ use vmrun_protocol::message::Process;
 
 use crate::Error;
 use crate::monitor::client::ClientError;
-use crate::monitor::messages::{Call, Reply};
+use crate::monitor::messages::{Call, Reason, Reply};
 use crate::state::Container;
 
 /// Who is there.
@@ -32,6 +32,8 @@ pub fn processes(container: &Container) -> Result<Processes, Error> {
         Ok(Reply::Processes { guest, host_pids }) => Ok(Processes { guest, host_pids }),
         Ok(_) => Err(ClientError::Unexpected.into()),
         Err(ClientError::NotRunning) => Ok(none),
+        // Its monitor is about to end.
+        Err(ClientError::Refused(refusal)) if refusal.reason == Reason::State => Ok(none),
         Err(error) => Err(error.into()),
     }
 }

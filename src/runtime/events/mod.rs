@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::Error;
 use crate::host_cgroup::HostStatistics;
 use crate::monitor::client::{Client, ClientError};
-use crate::monitor::messages::{Call, Reply};
+use crate::monitor::messages::{Call, Reason, Reply};
 use crate::session::wait_for;
 use crate::state::Container;
 
@@ -90,8 +90,15 @@ fn follow(
 }
 
 fn tell_statistics(container: &Container, sink: Sink) -> Result<(), EventsError> {
-    let Reply::Statistics(files) = container.connect()?.ask(&Call::Statistics)? else {
-        return Err(ClientError::Unexpected.into());
+    let asked = container.connect()?.ask(&Call::Statistics);
+    let files = match asked {
+        Ok(Reply::Statistics(files)) => files,
+        Ok(_) => return Err(ClientError::Unexpected.into()),
+        // Its monitor is about to end.
+        Err(ClientError::Refused(refusal)) if refusal.reason == Reason::State => {
+            return Err(ClientError::NotRunning.into());
+        }
+        Err(error) => return Err(error.into()),
     };
     let cgroup = container.record().cgroup.as_ref();
     let host = cgroup.map_or_else(HostStatistics::default, |cgroup| cgroup.statistics());
