@@ -100,8 +100,11 @@ fn tell_statistics(container: &Container, sink: Sink) -> Result<(), EventsError>
         }
         Err(error) => return Err(error.into()),
     };
-    let cgroup = container.record().cgroup.as_ref();
-    let host = cgroup.map_or_else(HostStatistics::default, |cgroup| cgroup.statistics());
+    let record = container.record();
+    let host = match &record.cgroup {
+        Some(cgroup) => cgroup.statistics(),
+        None => HostStatistics::of_process(record.monitor.pid),
+    };
     let event = event(container.id().as_str(), statistics::data(&files, &host));
     sink(&event.to_string()).map_err(EventsError::Write)
 }

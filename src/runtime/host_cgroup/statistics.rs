@@ -34,6 +34,20 @@ pub struct BlockDevice {
     pub writes: u64,
 }
 
+impl HostStatistics {
+    /// Of a process that is in no cgroup of its own, as far as /proc tells.
+    pub fn of_process(pid: u32) -> Self {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"));
+        let status = status.unwrap_or_default();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = resident.map_or(0, first_number);
+        Self {
+            memory_bytes: kib.saturating_mul(1 << 10),
+            ..Self::default()
+        }
+    }
+}
+
 /// Reads all of it.
 pub fn read(folders: &[Folder]) -> HostStatistics {
     let of = |controller: &str| folders.iter().find(|f| f.has(controller));
@@ -152,6 +166,13 @@ mod tests {
         reads: 3,
         writes: 4,
     };
+
+    #[test]
+    fn this_process() {
+        let own = HostStatistics::of_process(std::process::id());
+        assert!(own.memory_bytes > 1 << 16, "{own:?}");
+        assert_eq!(HostStatistics::of_process(0), HostStatistics::default());
+    }
 
     #[test]
     fn block_devices_of_both_versions() {
