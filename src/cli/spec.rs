@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -16,17 +17,28 @@ enum SpecError {
     Exists(PathBuf),
     #[error("file {0:?}")]
     Write(PathBuf, #[source] io::Error),
+    #[error("the caller's ids")]
+    Ids(#[source] io::Error),
 }
 
 /// Writes a config.json to start from into the folder `bundle`.
 pub fn spec(bundle: &Path, rootless: bool) -> ExitCode {
-    match write(&bundle.join("config.json"), &config(rootless)) {
+    let path = bundle.join("config.json");
+    let ids = rootless.then(|| own_ids().map_err(SpecError::Ids));
+    let written = ids.transpose().and_then(|ids| write(&path, &config(ids)));
+    match written {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tell(&error);
             ExitCode::from(FAILED)
         }
     }
+}
+
+/// The caller's effective user and group.
+fn own_ids() -> io::Result<(u32, u32)> {
+    let process = std::fs::metadata("/proc/self")?;
+    Ok((process.uid(), process.gid()))
 }
 
 fn write(path: &Path, config: &Value) -> Result<(), SpecError> {
@@ -47,10 +59,10 @@ fn write(path: &Path, config: &Value) -> Result<(), SpecError> {
     })
 }
 
-/// A shell in `rootfs`, with the rights that runc gives it. Without root, it is the
-/// limits of the host's cgroup that cannot be had; users of the guest are the
-/// machine's own, so none are mapped.
-fn config(rootless: bool) -> Value {
+/// A shell in `rootfs`, with the rights that runc gives it. For a caller without root
+/// its root is the caller, whose files those in `rootfs` are, and there are no limits
+/// of the host's cgroup.
+fn config(rootless: Option<(u32, u32)>) -> Value {
     let capabilities = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"];
     let mut config = json!({
         "ociVersion": "1.0.2",
@@ -73,7 +85,7 @@ fn config(rootless: bool) -> Value {
         },
         "root": {"path": "rootfs", "readonly": true},
         "hostname": "vmrun",
-        "mounts": mounts(),
+        "mounts": mounts(rootless.is_some()),
         "linux": {
             "resources": {"devices": [{"allow": false, "access": "rwm"}]},
             "namespaces": [
@@ -94,13 +106,22 @@ fn config(rootless: bool) -> Value {
             ]
         }
     });
-    if rootless && let Some(linux) = config["linux"].as_object_mut() {
-        linux.remove("resources");
+    if let Some((uid, gid)) = rootless {
+        let mapping = |id: u32| json!([{"containerID": 0, "hostID": id, "size": 1}]);
+        let linux = &mut config["linux"];
+        linux["uidMappings"] = mapping(uid);
+        linux["gidMappings"] = mapping(gid);
+        if let Some(namespaces) = linux["namespaces"].as_array_mut() {
+            namespaces.push(json!({"type": "user"}));
+        }
+        if let Some(linux) = linux.as_object_mut() {
+            linux.remove("resources");
+        }
     }
     config
 }
 
-fn mounts() -> Value {
+fn mounts(rootless: bool) -> Value {
     let mount = |destination: &str, fs_type: &str, source: &str, options: &[&str]| {
         json!({
             "destination": destination, "type": fs_type, "source": source, "options": options
@@ -108,14 +129,12 @@ fn mounts() -> Value {
     };
     const STRICT: [&str; 3] = ["nosuid", "noexec", "nodev"];
     let and = |more: &[&'static str]| [&STRICT[..], more].concat();
-    let pts = [
-        "nosuid",
-        "noexec",
-        "newinstance",
-        "ptmxmode=0666",
-        "mode=0620",
-        "gid=5",
-    ];
+    let mut pts = vec!["nosuid", "noexec", "newinstance"];
+    pts.extend(["ptmxmode=0666", "mode=0620"]);
+    if !rootless {
+        // The group tty, which has no id where only one is mapped.
+        pts.push("gid=5");
+    }
     let dev = ["nosuid", "strictatime", "mode=755", "size=65536k"];
     json!([
         mount("/proc", "proc", "proc", &[]),
@@ -145,11 +164,12 @@ mod tests {
 
     #[test]
     fn what_is_written_is_taken_without_a_warning() {
-        for rootless in [false, true] {
+        for rootless in [None, Some((1000, 1001))] {
             let container = load::parse(config(rootless).to_string().as_bytes()).unwrap();
             assert_eq!(container.warnings, [""; 0]);
+            let outside = container.plan.gid_mappings.first().map(|m| m.outside);
+            assert_eq!(outside, rootless.map(|(_, gid)| gid));
         }
-        assert_eq!(config(true)["linux"]["resources"], Value::Null);
     }
 
     #[test]

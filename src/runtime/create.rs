@@ -119,6 +119,9 @@ pub fn bring_up(
         .map_err(|e| undo(e.into()))?;
     let listener = reserved.listen().map_err(|e| undo(e.into()))?;
     let record = record(id, &bundle, cgroup.clone());
+    for hook in &mut bundle.container.plan.start_container_hooks {
+        hook.stdin = state_inside(&record);
+    }
     let life = Life {
         request: &request.machine,
         shape,
@@ -194,6 +197,13 @@ fn record(id: Id, bundle: &Bundle, cgroup: Option<HostCgroup>) -> Record {
         cgroup,
         hooks: bundle.container.hooks.clone(),
     }
+}
+
+/// What hooks in the container read: there its first process is number 1.
+fn state_inside(record: &Record) -> Vec<u8> {
+    let mut inside = record.clone();
+    inside.monitor.pid = 1;
+    state_json(&inside, Status::Created)
 }
 
 /// Where the container's streams go. A terminal of its own gets the size of the one

@@ -185,3 +185,20 @@ fn ids_are_mapped_as_by_runc() {
         assert_eq!((made.uid(), made.gid()), (ROOT, ROOT), "{runtime:?}");
     }
 }
+
+#[test]
+fn hooks_in_the_container_read_its_state_as_with_runc() {
+    for runtime in Runtime::ALL {
+        let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", "cat >/tmp/state; pwd"],
+                          "env": ["PATH=/bin"]});
+        let bundle = Bundle::shell("cat /tmp/state")
+            .with("/root/readonly", json!(false))
+            .with("/annotations", json!({"a.b": "c"}))
+            .with("/hooks", json!({"startContainer": [hook]}));
+        let out = runtime.run(&bundle).success().out();
+        let state: Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
+        assert_eq!(state["status"], "created", "{runtime:?}: {out}");
+        assert_eq!(state["pid"], 1, "{runtime:?}: {out}");
+        assert_eq!(state["annotations"]["a.b"], "c", "{runtime:?}: {out}");
+    }
+}
