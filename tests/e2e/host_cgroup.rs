@@ -111,17 +111,27 @@ fn the_monitor_is_in_it_with_limits_until_it_is_deleted() {
 #[test]
 fn what_was_there_stays() {
     let path = unique("kept");
-    let kept = folders(&path);
-    for folder in &kept {
+    let kept = Kept(folders(&path));
+    for folder in &kept.0 {
         fs::create_dir(folder).unwrap();
     }
     let container = Container::run(Runtime::Vmrun, bundle(&(path.clone() + "/c")));
     container
         .done(&["delete", "--force", container.id()])
         .success();
-    for folder in &kept {
-        assert!(!folder.join("c").exists(), "{folder:?}");
-        fs::remove_dir(folder).unwrap();
+    for folder in &kept.0 {
+        assert!(folder.exists() && !folder.join("c").exists(), "{folder:?}");
+    }
+}
+
+/// Folders that are removed whatever comes of the test.
+struct Kept(Vec<PathBuf>);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        for folder in &self.0 {
+            let _ = fs::remove_dir(folder);
+        }
     }
 }
 
