@@ -88,10 +88,17 @@ fn the_monitor_is_in_it_with_limits_until_it_is_deleted() {
         inside.out().is_empty() || inside.out() == "83886080\n30\n",
         "{inside:?}"
     );
-    // Nothing is changed by what cannot be.
-    let refused = update(&["--pids-limit", "40", "--cpuset-cpus", "4000"]);
+    // Nothing is changed by what cannot be, on the host or in the guest.
+    let before = memory();
+    let refused = update(&["--memory", "90m", "--cpuset-cpus", "1000"]);
     assert_eq!(refused.code(), 1, "{refused:?}");
-    assert_eq!(value(&path, PIDS), "286");
+    assert_eq!(memory(), before);
+    let refused = container
+        .verb(&["update", "--resources", "-", id])
+        .stdin(r#"{"memory": {"limit": 90000000}, "unified": {"memory.high": "x"}}"#)
+        .finish();
+    assert_eq!(refused.code(), 1, "{refused:?}");
+    assert_eq!(memory(), before);
     let resources = container
         .verb(&["update", "--resources", "-", id])
         .stdin(r#"{"pids": {"limit": 50}, "memory": {"limit": 0}}"#)
