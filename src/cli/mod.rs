@@ -25,7 +25,8 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use vmrun_runtime::error::chain;
-use vmrun_runtime::state::Container;
+use vmrun_runtime::state::{Container, Id};
+use vmrun_runtime::verbs;
 
 use settings::{Action, Of, Settings, UsageError};
 
@@ -88,7 +89,8 @@ pub fn run(argv: Vec<OsString>, started: Instant) -> ExitCode {
 
 /// Does something with a container that exists.
 fn on(of: &Of, verb: impl FnOnce(&Container) -> ExitCode) -> ExitCode {
-    match vmrun_runtime::exec::find(&of.root, &of.id) {
+    let id = Id::new(of.id.as_str()).map_err(vmrun_runtime::Error::from);
+    match id.and_then(|id| verbs::find(&of.root, &id)) {
         Ok(container) => verb(&container),
         Err(error) => {
             tell(&error);

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use rustix::process::{PidfdFlags, getpid, ioctl_tiocsctty, pidfd_open};
+use rustix::process::ioctl_tiocsctty;
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{OptionalActions, Winsize, tcgetattr, tcsetattr, tcsetwinsize};
 use vmrun_protocol::plan::WindowSize;
@@ -25,9 +25,9 @@ use crate::{Error, terminal};
 /// ask that it is not empty.
 const MASTER_NAME: &[u8] = b"/dev/ptmx";
 
-/// A socket of the engine cannot be used.
+/// The console socket cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("socket {path:?}")]
+#[error("console socket {path:?}")]
 pub struct SocketError {
     path: PathBuf,
     source: io::Error,
@@ -53,12 +53,12 @@ impl ConsoleSocket {
         })
     }
 
-    fn send(&self, name: &[u8], descriptor: &OwnedFd) -> Result<(), SocketError> {
+    fn send(&self, master: &OwnedFd) -> Result<(), SocketError> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        let fds = [descriptor.as_fd()];
+        let fds = [master.as_fd()];
         control.push(SendAncillaryMessage::ScmRights(&fds));
-        let data = [IoSlice::new(name)];
+        let data = [IoSlice::new(MASTER_NAME)];
         let flags = SendFlags::NOSIGNAL;
         rustix::io::retry_on_intr(|| sendmsg(&self.stream, &data, &mut control, flags))
             .map(drop)
@@ -67,16 +67,6 @@ impl ConsoleSocket {
                 source: e.into(),
             })
     }
-}
-
-/// `--pidfd-socket`: sends a descriptor of this process with `name` to the socket at
-/// `path`.
-pub fn send_own_pidfd(path: &Path, name: &[u8]) -> Result<(), SocketError> {
-    let pidfd = pidfd_open(getpid(), PidfdFlags::empty()).map_err(|e| SocketError {
-        path: path.to_owned(),
-        source: e.into(),
-    })?;
-    ConsoleSocket::connect(path)?.send(name, &pidfd)
 }
 
 fn connect(path: &Path) -> io::Result<UnixStream> {
@@ -113,7 +103,7 @@ impl HostTerminal {
             };
             tcsetwinsize(&slave, size).map_err(Error::host("set the terminal's size"))?;
         }
-        socket.send(MASTER_NAME, &master)?;
+        socket.send(&master)?;
         Ok(Self { slave })
     }
 
@@ -247,7 +237,7 @@ mod tests {
         let error = ConsoleSocket::connect(Path::new("/nonexistent/s")).unwrap_err();
         assert_eq!(
             crate::error::chain(&error),
-            "socket \"/nonexistent/s\": No such file or directory (os error 2)"
+            "console socket \"/nonexistent/s\": No such file or directory (os error 2)"
         );
     }
 }

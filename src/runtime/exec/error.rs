@@ -34,10 +34,10 @@ pub enum ExecError {
     #[error(transparent)]
     Process(#[from] vmrun_oci::Error),
     /// A terminal that nobody would have.
-    #[error("cannot allocate tty if runc will detach without setting console socket")]
+    #[error("cannot allocate tty if vmrun will detach without setting console socket")]
     NeedsConsoleSocket,
     /// A console socket that nothing would be sent to.
-    #[error("cannot use console socket if runc will not detach or allocate tty")]
+    #[error("cannot use console socket if vmrun will not detach or allocate tty")]
     UnusedConsoleSocket,
     /// The monitor says no.
     #[error("{}", refusal(.0))]
@@ -48,7 +48,7 @@ pub enum ExecError {
     /// `--pid-file` cannot be written.
     #[error(transparent)]
     PidFile(#[from] PidFileError),
-    /// `--console-socket` or `--pidfd-socket` cannot be used.
+    /// `--console-socket` cannot be used.
     #[error(transparent)]
     Socket(#[from] SocketError),
     /// A step on the host.

@@ -19,8 +19,8 @@ pub use vmrun_oci::exec::ExecFlags;
 use vmrun_oci::exec::{load_process, process_from_flags};
 use vmrun_protocol::plan::ProcessPlan;
 
-use crate::pid_file;
-use crate::state::{Container, Id, Root, StateError};
+use crate::state::{Container, Id};
+use crate::{pid_file, verbs};
 pub use error::ExecError;
 use proxy::Proxy;
 
@@ -56,7 +56,7 @@ pub enum Asked {
 
 /// Runs the process; the exit code is its own, or 0 if it was left running.
 pub fn run(request: &ExecRequest) -> Result<u8, ExecError> {
-    let container = find(&request.root, &request.id)?;
+    let container = verbs::find(&request.root, &Id::new(request.id.as_str())?)?;
     if !container.is_alive() {
         return Err(ExecError::Stopped);
     }
@@ -72,13 +72,6 @@ pub fn run(request: &ExecRequest) -> Result<u8, ExecError> {
         }
         proxy.give_pidfd(request.pidfd_socket.as_deref())
     })
-}
-
-/// The container `id` below `root`.
-pub fn find(root: &Path, id: &str) -> Result<Container, StateError> {
-    let id = Id::new(id)?;
-    let root = Root::open(root)?.ok_or(StateError::Unknown)?;
-    root.container(&id)
 }
 
 fn plan(request: &ExecRequest, container: &Container) -> Result<ProcessPlan, ExecError> {

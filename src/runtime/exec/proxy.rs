@@ -1,15 +1,17 @@
 //! The process of the host that stands for one in the guest.
 
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use rustix::event::PollFlags;
+use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use vmrun_protocol::message::ExitStatus;
 use vmrun_protocol::plan::{ProcessPlan, WindowSize};
 
 use super::terminal::HostSide;
 use super::{ExecError, ExecRequest};
 use crate::Error;
-use crate::console;
+use crate::handover;
 use crate::monitor::client::{Client, ClientError};
 use crate::monitor::messages::{Call, Reply};
 use crate::session::wait_for;
@@ -19,9 +21,6 @@ use crate::stdio::{GuestStreams, Relays};
 
 /// What a process reports whose container has ended: its init's end kills all.
 const KILLED: ExitStatus = ExitStatus::Signal(9);
-
-/// Sent with the descriptor to `--pidfd-socket`, as runc does.
-const PIDFD_NAME: &[u8] = b"setns";
 
 /// A process that is set up in the guest and does not run before [`Proxy::run`].
 pub struct Proxy {
@@ -78,7 +77,9 @@ impl Proxy {
     /// Gives a descriptor of this process away.
     pub fn give_pidfd(&self, socket: Option<&Path>) -> Result<(), ExecError> {
         let Some(path) = socket else { return Ok(()) };
-        Ok(console::send_own_pidfd(path, PIDFD_NAME)?)
+        let pidfd = pidfd_open(getpid(), PidfdFlags::empty());
+        let pidfd = pidfd.map_err(Error::host("open a descriptor of itself"))?;
+        Ok(handover::send_pidfd(path, pidfd.as_fd())?)
     }
 
     /// Runs the process to its end. `started` is called once its program runs; if
