@@ -136,7 +136,7 @@ impl Exec {
     fn know(&mut self, pid: u32, reports: &mut Vec<Report>) {
         self.pid = Some(pid);
         if self.kill_wanted {
-            self.signal(libc::SIGKILL as u8);
+            self.kill();
         }
         self.report_created(reports);
     }
@@ -165,7 +165,7 @@ impl Exec {
         match self.stage {
             Stage::SettingUp if self.pid.is_none() => return Err(lost(Errno::CHILD)),
             // It ends, or does what it is not made for. Its end is waited for.
-            Stage::SettingUp | Stage::SetUp => self.signal(libc::SIGKILL as u8),
+            Stage::SettingUp | Stage::SetUp => self.kill(),
             Stage::Starting => self.started(reports),
             Stage::Running | Stage::Ended(_) => {}
         }
@@ -245,16 +245,21 @@ impl Exec {
 
     /// Sends it a signal.
     pub fn signal(&mut self, signal: u8) {
-        match self.pid() {
+        if i32::from(signal) == libc::SIGKILL {
+            self.kill();
+        } else if let Some(pid) = self.pid() {
             // A process that is gone is no error, and neither is a number unknown.
-            Some(pid) => drop(sys::kill(pid, signal)),
-            None if i32::from(signal) == libc::SIGKILL => {
-                // A sibling that there is already may be told, or lost: then it ends
-                // with the agent's end of the handshake.
-                self.kill_wanted = true;
-                let _ = self.helper.map(|pid| sys::kill(pid, signal));
-            }
-            None => {}
+            let _ = sys::kill(pid, signal);
+        }
+    }
+
+    /// Ends it and its helper, which the container may have stopped. A sibling that
+    /// there is already, and not told of, is killed when it is, or ends with the
+    /// agent's end of the handshake.
+    fn kill(&mut self) {
+        self.kill_wanted = true;
+        for pid in self.unreaped() {
+            let _ = sys::kill(pid, libc::SIGKILL as u8);
         }
     }
 

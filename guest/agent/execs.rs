@@ -10,6 +10,7 @@ use crate::exec::Exec;
 use crate::failure::state;
 use crate::joining::Place;
 use crate::streams::Streams;
+use crate::sys;
 
 /// How many there may be at once. Each takes at most 7 of the agent's descriptors,
 /// of which there are 1024.
@@ -164,9 +165,13 @@ impl Execs {
         }
     }
 
-    /// Sends a signal to each.
-    pub fn signal_all(&mut self, signal: u8) {
-        self.all.iter_mut().for_each(|exec| exec.signal(signal));
+    /// Ends them all, and what is left of others.
+    pub fn kill_all(&mut self) {
+        let kill = libc::SIGKILL as u8;
+        self.all.iter_mut().for_each(|exec| exec.signal(kill));
+        for pid in &self.leaving {
+            let _ = sys::kill(*pid, kill);
+        }
     }
 
     /// Resizes the terminal of one.

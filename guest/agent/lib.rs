@@ -1,6 +1,6 @@
 //! PID 1 of the guest: runs the container that the host asks for.
 //!
-//! One thread, one poll loop, one fork per container. Where ring 0 is emulated
+//! One thread, one poll loop, one fork per container, two per further process. Where ring 0 is emulated
 //! each system call costs hundreds of microseconds, so file systems are mounted
 //! through descriptors that are resolved once, nothing is mounted that is not
 //! needed, and the container's first process is cloned straight into all of its
@@ -13,6 +13,10 @@
 //! Path of a container: [`serve`] takes the request, [`container`] makes cgroup,
 //! pipes and process, [`steps`] (pure) says what the process ([`child`]) does to
 //! itself, [`program`] runs what was asked for; [`streams`] carries its bytes.
+//!
+//! Path of a further process: [`execs`] keeps all of them, [`exec`] is one, as far as
+//! it has come; [`joining`] is what it does itself. [`questions`] are answered from the
+//! container's [`cgroup`], of which [`watch`] also has the events.
 
 mod attributes;
 pub mod boot;

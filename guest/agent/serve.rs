@@ -333,7 +333,7 @@ impl Agent {
         }
         if let Some((container, stage)) = &mut self.container {
             container.kill_rest();
-            self.execs.signal_all(libc::SIGKILL as u8);
+            self.execs.kill_all();
             self.watch.end_pause(reports);
             *stage = Stage::Ended(status, Instant::now() + LAST_OUTPUT);
         }

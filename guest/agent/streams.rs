@@ -7,7 +7,7 @@ use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 use vmrun_protocol::frame;
-use vmrun_protocol::message::{ProcessId, Stream, StreamHeader};
+use vmrun_protocol::message::{INIT, ProcessId, Stream, StreamHeader};
 
 use crate::execs::PROCESSES_MAX;
 use crate::relay::{CHUNK_BYTES, Relay};
@@ -29,7 +29,8 @@ struct Greeting {
 #[derive(Default)]
 pub struct Streams {
     greetings: Vec<Greeting>,
-    /// Connections of streams that do not exist yet.
+    /// Connections of streams that do not exist yet: the container's first process may
+    /// come after them.
     connected: Vec<(StreamHeader, OwnedFd)>,
     /// Streams that the host has not connected yet.
     expected: Vec<(StreamHeader, OwnedFd)>,
@@ -140,7 +141,9 @@ impl Streams {
                     let relay = Relay::new(header.process, header.stream, socket, local);
                     self.relays.push(relay);
                 }
-                None => self.connected.push((header, socket)),
+                None if header.process == INIT => self.connected.push((header, socket)),
+                // That process is gone: those streams exist before they are connected.
+                None => {}
             }
         }
     }
@@ -248,6 +251,19 @@ mod tests {
         write(&host, &header()).unwrap();
         all_ready(&mut streams);
         assert!(streams.complete(0) && streams.relays.len() == 1);
+    }
+
+    #[test]
+    fn nothing_waits_for_a_further_process_that_is_gone() {
+        let mut streams = Streams::default();
+        let (_reader, writer) = pipe_with(PipeFlags::NONBLOCK).unwrap();
+        streams.expect(7, Stream::Stdin, writer);
+        streams.close(7);
+        let host = connect(&mut streams);
+        write(&host, &[2, 0, 0, 0, 7, 0]).unwrap();
+        all_ready(&mut streams);
+        assert!(streams.greetings.is_empty() && streams.connected.is_empty());
+        assert_eq!(read(&host, &mut [0]), Ok(0));
     }
 
     #[test]

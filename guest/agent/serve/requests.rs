@@ -115,7 +115,7 @@ impl Agent {
         }
         // Those not in the group yet; one that is is not the worse for it.
         if i32::from(signal) == libc::SIGKILL {
-            self.execs.signal_all(signal);
+            self.execs.kill_all();
         }
     }
 
