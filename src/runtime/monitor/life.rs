@@ -13,7 +13,7 @@ use vmrun_vm::trace::Timeline;
 
 use super::door::Door;
 use super::progress::{FromMonitor, Parent};
-use super::serve::{Monitor, Stdio};
+use super::serve::{KILL_DEADLINE, Limits, Monitor, Stdio};
 use super::spawn::{close_inherited, forget_standard_streams, set_death_signal};
 use crate::console::{ConsoleSocket, HostTerminal};
 use crate::control::Control;
@@ -142,8 +142,11 @@ impl Life<'_> {
         let deadlines = Deadlines::of(host, self.shape.mem_size_mib);
         let listener = self.listener.try_clone().and_then(Door::new);
         let door = listener.map_err(Error::host("serve the container's socket"))?;
-        let start = deadlines.start;
-        let mut monitor = Monitor::new(machine, self.signals, door, stdio, start, self.timeline);
+        let limits = Limits {
+            start: deadlines.start,
+            kill: KILL_DEADLINE,
+        };
+        let mut monitor = Monitor::new(machine, self.signals, door, stdio, limits, self.timeline);
         if self.has_hooks {
             let asked = parent.say(&FromMonitor::WantsHooks);
             asked

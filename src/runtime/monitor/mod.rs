@@ -4,9 +4,11 @@
 mod asks;
 pub mod client;
 mod door;
+mod ending;
 mod execs;
 mod life;
 pub mod messages;
+mod poll;
 mod progress;
 mod serve;
 mod spawn;
@@ -14,7 +16,6 @@ mod state;
 
 pub use life::{Life, Stdout};
 pub use progress::FromMonitor;
-pub use serve::KILL_DEADLINE;
 pub use spawn::{Spawned, spawn};
 pub use state::{Event, State, Wrong};
 

@@ -4,8 +4,6 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 use vmrun_protocol::frame::FrameError;
 use vmrun_protocol::message::{ExitStatus, Failure, FailureKind, INIT, ProcessId, Report, Request};
 
@@ -13,6 +11,7 @@ use super::asks::Asks;
 use super::door::{Door, Key, Visit};
 use super::execs::Execs;
 use super::messages::{Call, Reason, Refusal, Reply};
+use super::poll::Ready;
 use super::state::{Event, State, Wrong};
 use vmrun_vm::trace::Timeline;
 
@@ -24,12 +23,20 @@ use crate::signals::{Signal, Signals};
 use crate::stdio::{HostStreams, Relays};
 use crate::{Error, terminal};
 
-/// How long a guest may take to end a container that was sent SIGKILL. After that
-/// its machine is ended.
+/// How long a guest may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// To run the container's program.
+    pub start: Duration,
+    /// To end a container that was sent SIGKILL. After that its machine is ended.
+    pub kill: Duration,
+}
+
+/// See [`Limits::kill`].
 pub const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What a container whose machine was ended reports.
-const KILLED: ExitStatus = ExitStatus::Signal(9);
+pub(super) const KILLED: ExitStatus = ExitStatus::Signal(9);
 
 /// The streams of the container's init on the host.
 #[derive(Debug)]
@@ -43,35 +50,25 @@ pub struct Stdio {
 /// A container that is served.
 pub struct Monitor<'a, G: Guest> {
     /// Its machine, until that is ended.
-    guest: Option<G>,
+    pub(super) guest: Option<G>,
     pub(super) door: Door,
     pub(super) state: State,
     pub(super) asks: Asks,
     pub(super) execs: Execs,
-    signals: &'a Signals,
+    pub(super) signals: &'a Signals,
     timeline: &'a Timeline,
     /// Once the container is set up.
-    agent: Option<Control>,
+    pub(super) agent: Option<Control>,
     stdio: Stdio,
-    relays: Option<Relays>,
+    pub(super) relays: Option<Relays>,
     /// Who wants it started.
-    starter: Option<Key>,
-    start_deadline: Duration,
-    start_by: Option<Instant>,
-    kill_by: Option<Instant>,
-    exit: Option<ExitStatus>,
-}
-
-/// What [`Monitor::poll`] has found.
-#[derive(Debug, Default)]
-pub(super) struct Ready {
-    signals: bool,
-    ended: bool,
-    agent: bool,
-    listener: bool,
-    outputs: bool,
-    pub(super) other: bool,
-    visitors: Vec<Key>,
+    pub(super) starter: Option<Key>,
+    limits: Limits,
+    pub(super) start_by: Option<Instant>,
+    pub(super) kill_by: Option<Instant>,
+    pub(super) exit: Option<ExitStatus>,
+    /// The guest has not answered: it is not waited for any more.
+    pub(super) given_up: bool,
 }
 
 impl<'a, G: Guest> Monitor<'a, G> {
@@ -81,7 +78,7 @@ impl<'a, G: Guest> Monitor<'a, G> {
         signals: &'a Signals,
         door: Door,
         stdio: Stdio,
-        start_deadline: Duration,
+        limits: Limits,
         timeline: &'a Timeline,
     ) -> Self {
         Self {
@@ -96,10 +93,11 @@ impl<'a, G: Guest> Monitor<'a, G> {
             stdio,
             relays: None,
             starter: None,
-            start_deadline,
+            limits,
             start_by: None,
             kill_by: None,
             exit: None,
+            given_up: false,
         }
     }
 
@@ -152,26 +150,6 @@ impl<'a, G: Guest> Monitor<'a, G> {
         }
     }
 
-    /// Serves until all output of the container has arrived, or the machine has
-    /// ended, or somebody has had enough of a reader that does not read.
-    pub fn drain(&mut self) -> Result<(), Error> {
-        while let Some(ready) = self.undrained()? {
-            if ready.ended {
-                return Ok(());
-            }
-            if ready.agent {
-                self.hear_agent()?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The machine, to be ended: nothing comes of it any more but what has left it.
-    pub fn take_guest(&mut self) -> Option<G> {
-        self.agent = None;
-        self.guest.take()
-    }
-
     /// The machine.
     pub fn guest(&self) -> Option<&G> {
         self.guest.as_ref()
@@ -187,121 +165,18 @@ impl<'a, G: Guest> Monitor<'a, G> {
         }
     }
 
-    /// The machine is gone: serves until what had left it has been written.
-    pub fn flush(&mut self) -> Result<(), Error> {
-        while self.undrained()?.is_some() {}
-        Ok(())
-    }
-
-    /// A turn that waits for output; nothing if there is none to wait for any more.
-    fn undrained(&mut self) -> Result<Option<Ready>, Error> {
-        if self.relays.is_none() {
-            return Ok(None);
-        }
-        let ready = self.poll(None)?;
-        let signals = std::iter::from_fn(|| self.signals.take());
-        if ready.outputs || { signals }.any(|s| s.ends_start().is_some()) {
-            self.relays = None;
-            return Ok(None);
-        }
-        self.serve_visitors(&ready)?;
-        Ok(Some(ready))
-    }
-
-    /// The container is over: whoever still waits is told so. With an error that is
-    /// why.
-    pub fn part(&mut self, error: Option<&Error>) {
-        self.state = State::Stopped;
-        let refusal = match error {
-            Some(error) => refusal(error),
-            None => wrong(super::state::NOT_RUNNING),
-        };
-        let reply = Reply::Refused(refusal);
-        let waiting = self.asks.take_all().into_iter().chain(self.starter.take());
-        for key in waiting.chain(self.execs.unstarted(&self.door)) {
-            let _ = self.door.tell(key, &reply);
-        }
-        for key in self.execs.take_all(&self.door) {
-            let _ = self.door.tell(key, &Reply::Exited(KILLED));
-        }
-    }
-
-    /// Waits for something, or until the next time limit.
-    pub(super) fn poll(&self, other: Option<std::os::fd::BorrowedFd>) -> Result<Ready, Error> {
-        const SIGNALS: usize = 0;
-        const LISTENER: usize = 1;
-        const FIXED: usize = 2;
-        let (listener, open) = self.door.listener();
-        let mut fds = vec![
-            PollFd::from_borrowed_fd(self.signals.fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(listener, open),
-        ];
-        let agent = self
-            .agent
-            .as_ref()
-            .map(|agent| (agent.fd(), agent.interest()));
-        let relays = self.relays.as_ref().filter(|_| self.exit.is_some());
-        let outputs = relays.map(|relays| (relays.outputs_fd(), PollFlags::IN));
-        let other = other.map(|fd| (fd, PollFlags::IN));
-        let guest = self.guest.as_ref();
-        let ended = guest.map(|guest| (guest.ended_fd(), PollFlags::IN));
-        let optional = [ended, agent, outputs, other];
-        fds.extend(
-            optional
-                .iter()
-                .flatten()
-                .map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)),
-        );
-        let mut keys = Vec::new();
-        for (key, fd, flags) in self.door.visitors() {
-            keys.push(key);
-            fds.push(PollFd::from_borrowed_fd(fd, flags));
-        }
-        let timeout = self
-            .time_left()
-            .map(Timespec::try_from)
-            .and_then(Result::ok);
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) => {}
-            Err(Errno::INTR) => return Ok(Ready::default()),
-            Err(error) => return Err(Error::host("wait for events")(error)),
-        }
-        let is_ready = |fd: &PollFd| !fd.revents().is_empty();
-        let mut rest = fds[FIXED..].iter().map(is_ready);
-        let [ended, agent, outputs, other] =
-            optional.map(|o| o.is_some() && rest.next() == Some(true));
-        Ok(Ready {
-            signals: is_ready(&fds[SIGNALS]),
-            ended,
-            listener: is_ready(&fds[LISTENER]),
-            agent,
-            outputs,
-            other,
-            visitors: keys
-                .into_iter()
-                .zip(rest)
-                .filter(|(_, r)| *r)
-                .map(|(k, _)| k)
-                .collect(),
-        })
-    }
-
-    fn time_left(&self) -> Option<Duration> {
-        let next = self.start_by.into_iter().chain(self.kill_by).min()?;
-        Some(next.saturating_duration_since(Instant::now()))
-    }
-
     fn on_time(&mut self) -> Result<(), Error> {
         let now = Instant::now();
         if self.kill_by.is_some_and(|at| at <= now) {
             log::warn!("the guest does not end the container, its machine is ended");
             self.exit = Some(KILLED);
+            self.given_up = true;
             self.state = State::Stopped;
             self.agent = None;
         } else if self.start_by.is_some_and(|at| at <= now) {
             return Err(Error::Deadline {
                 doing: self.doing(),
-                deadline: self.start_deadline,
+                deadline: self.limits.start,
             });
         }
         Ok(())
@@ -357,7 +232,7 @@ impl<'a, G: Guest> Monitor<'a, G> {
             .map(drop)
     }
 
-    fn hear_agent(&mut self) -> Result<(), Error> {
+    pub(super) fn hear_agent(&mut self) -> Result<(), Error> {
         let doing = self.doing();
         if let Some(agent) = &mut self.agent {
             agent.advance().map_err(|e| agent_error(doing, e))?;
@@ -429,7 +304,7 @@ impl<'a, G: Guest> Monitor<'a, G> {
         Ok(())
     }
 
-    fn serve_visitors(&mut self, ready: &Ready) -> Result<(), Error> {
+    pub(super) fn serve_visitors(&mut self, ready: &Ready) -> Result<(), Error> {
         if ready.listener {
             self.door.let_in();
         }
@@ -498,7 +373,7 @@ impl<'a, G: Guest> Monitor<'a, G> {
                 deadline: Duration::ZERO,
             });
         }
-        self.start_by = Some(Instant::now() + self.start_deadline);
+        self.start_by = Some(Instant::now() + self.limits.start);
         self.starter = Some(key);
         Ok(Ok(None))
     }
@@ -520,7 +395,8 @@ impl<'a, G: Guest> Monitor<'a, G> {
             (_, false) => self.signal(INIT, signal)?,
         }
         if signal == 9 {
-            self.kill_by.get_or_insert(Instant::now() + KILL_DEADLINE);
+            self.kill_by
+                .get_or_insert(Instant::now() + self.limits.kill);
         }
         Ok(Ok(Some(Reply::Done)))
     }

@@ -17,7 +17,7 @@ use vmrun_protocol::plan::{ProcessPlan, WindowSize};
 use super::client::{Client, ClientError};
 use super::door::Door;
 use super::messages::{Call, Reason, Reply, Status};
-use super::serve::{Monitor, Stdio};
+use super::serve::{Limits, Monitor, Stdio};
 use crate::Error;
 use crate::control::Control;
 use crate::machine::Guest;
@@ -25,6 +25,10 @@ use crate::signals::Signals;
 use crate::stdio::HostStreams;
 
 const LONG: Duration = Duration::from_secs(30);
+const PATIENT: Limits = Limits {
+    start: LONG,
+    kill: LONG,
+};
 const SHORT: Duration = Duration::from_millis(50);
 
 /// A machine that has ended once its other end was written to; it keeps the guest's
@@ -100,7 +104,7 @@ impl Socket {
 
 /// Serves a created container while `agent` and `verbs` run on threads of their own.
 fn serve(
-    deadline: Duration,
+    limits: Limits,
     agent: impl FnOnce(Agent) + Send + 'static,
     verbs: impl FnOnce(Socket) + Send + 'static,
 ) -> Result<ExitStatus, Error> {
@@ -123,11 +127,15 @@ fn serve(
     };
     let door = Door::new(listener).unwrap();
     let timeline = vmrun_vm::trace::Timeline::disabled();
-    let mut monitor = Monitor::new(guest, &signals, door, stdio, deadline, &timeline);
+    let mut monitor = Monitor::new(guest, &signals, door, stdio, limits, &timeline);
     monitor.created(Control::new(ours).unwrap()).unwrap();
     let agent = thread::spawn(move || agent(Agent { stream, end }));
     let verbs = thread::spawn(move || verbs(Socket(folder)));
     let result = monitor.serve();
+    if matches!(result, Ok(ExitStatus::Signal(9))) {
+        // The guest's streams stay open.
+        monitor.drain().unwrap();
+    }
     monitor.part(result.as_ref().err());
     drop(monitor);
     agent.join().unwrap();
@@ -153,7 +161,7 @@ fn started(agent: &mut Agent) {
 fn a_whole_life() {
     let (say_done, done) = std::sync::mpsc::channel();
     let status = serve(
-        LONG,
+        PATIENT,
         move |mut agent| {
             started(&mut agent);
             done.recv().unwrap();
@@ -177,7 +185,7 @@ fn a_whole_life() {
 #[test]
 fn signals_by_both_ways() {
     let status = serve(
-        LONG,
+        PATIENT,
         |mut agent| {
             started(&mut agent);
             let init = |signal| Request::Signal {
@@ -204,7 +212,7 @@ fn signals_by_both_ways() {
 #[test]
 fn a_created_container_can_be_killed() {
     let status = serve(
-        LONG,
+        PATIENT,
         |mut agent| {
             assert!(matches!(agent.hear(), Request::Signal { signal: 9, .. }));
             agent.exit(ExitStatus::Signal(9));
@@ -228,7 +236,7 @@ fn failed_starts_decide_the_exit_code() {
         (FailureKind::Setup, 1, Reason::Failed),
     ] {
         let error = serve(
-            LONG,
+            PATIENT,
             move |mut agent| {
                 assert_eq!(agent.hear(), Request::Start);
                 agent.say(&Report::Failed(failure(kind)));
@@ -250,7 +258,10 @@ fn failed_starts_decide_the_exit_code() {
 #[test]
 fn a_start_that_is_not_answered() {
     let error = serve(
-        SHORT,
+        Limits {
+            start: SHORT,
+            ..PATIENT
+        },
         |mut agent| {
             assert_eq!(agent.hear(), Request::Start);
             agent.stay();
@@ -262,10 +273,34 @@ fn a_start_that_is_not_answered() {
 }
 
 #[test]
+fn a_guest_that_does_not_end_what_was_killed() {
+    let status = serve(
+        Limits {
+            kill: SHORT,
+            ..PATIENT
+        },
+        |mut agent| {
+            started(&mut agent);
+            assert!(matches!(agent.hear(), Request::Signal { signal: 9, .. }));
+            agent.stay();
+        },
+        |socket| {
+            socket.order(Call::Start).unwrap();
+            let kill = Call::Kill {
+                signal: 9,
+                all: false,
+            };
+            socket.order(kill).unwrap();
+        },
+    );
+    assert_eq!(status.unwrap().shell_code(), 137);
+}
+
+#[test]
 fn pauses() {
     let (say_done, done) = std::sync::mpsc::channel();
     let status = serve(
-        LONG,
+        PATIENT,
         move |mut agent| {
             started(&mut agent);
             for expected in [Question::Pause, Question::Resume] {
@@ -312,7 +347,7 @@ fn exec() -> Call {
 #[test]
 fn a_further_process() {
     let status = serve(
-        LONG,
+        PATIENT,
         |mut agent| {
             started(&mut agent);
             let Request::Exec { process, .. } = agent.hear() else {
@@ -370,7 +405,7 @@ fn a_further_process() {
 #[test]
 fn processes_end_with_the_container() {
     let status = serve(
-        LONG,
+        PATIENT,
         |mut agent| {
             started(&mut agent);
             let Request::Exec { process, .. } = agent.hear() else {
@@ -395,7 +430,7 @@ fn processes_end_with_the_container() {
 /// What the guest says though nobody asked, in a running container.
 fn unasked(report: Report) -> Error {
     let result = serve(
-        LONG,
+        PATIENT,
         move |mut agent| {
             started(&mut agent);
             agent.say(&report);
@@ -439,7 +474,7 @@ fn reports_that_nobody_asked_for() {
 #[test]
 fn an_answer_of_another_kind() {
     let error = serve(
-        LONG,
+        PATIENT,
         |mut agent| {
             let Request::Ask { tag, .. } = agent.hear() else {
                 panic!("not asked");
@@ -458,7 +493,7 @@ fn an_answer_of_another_kind() {
 fn watchers_are_told_of_each_lack_of_memory() {
     let (say_done, done) = std::sync::mpsc::channel();
     let status = serve(
-        LONG,
+        PATIENT,
         move |mut agent| {
             done.recv().unwrap();
             agent.say(&Report::OutOfMemory);
@@ -483,7 +518,7 @@ fn watchers_are_told_of_each_lack_of_memory() {
 #[test]
 fn visitors_that_do_not_behave() {
     let status = serve(
-        LONG,
+        PATIENT,
         |mut agent| {
             started(&mut agent);
             agent.exit(ExitStatus::Code(0));
@@ -511,7 +546,7 @@ fn visitors_that_do_not_behave() {
 #[test]
 fn an_early_close_tells_how_the_machine_ended() {
     let error = serve(
-        LONG,
+        PATIENT,
         |mut agent| {
             drop(agent.stream);
             agent.end.write_all(&[1]).unwrap();
@@ -527,7 +562,7 @@ fn an_early_close_tells_how_the_machine_ended() {
 #[test]
 fn the_last_report_counts_though_the_machine_has_ended() {
     let status = serve(
-        LONG,
+        PATIENT,
         |mut agent| {
             agent.exit(ExitStatus::Code(3));
             agent.end.write_all(&[1]).unwrap();
