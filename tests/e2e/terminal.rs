@@ -3,7 +3,7 @@
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::harness::{Bundle, Launch, Runtime, Terminal};
+use crate::harness::{Bundle, Container, Engine, Launch, Runtime, Terminal};
 
 fn bundle(script: &str) -> Bundle {
     Bundle::shell(script).with("/process/terminal", json!(true))
@@ -83,4 +83,47 @@ fn a_terminal_needs_one() {
         run.err(),
         "vmrun: process.terminal: standard input is not a terminal\n"
     );
+}
+
+/// As engines start a container with a terminal: its size is set before the start.
+#[test]
+fn a_terminal_for_an_engine() {
+    let script = "stty size; read x; echo got $x; trap 'echo >/hup; exit 1' HUP
+        echo ready; while :; do read y; done";
+    for runtime in Runtime::ALL {
+        let container = Container::new(runtime, bundle(script));
+        let engine = Engine::listening(&container.path("console"));
+        let errors = container.path("errors");
+        let path = container.bundle().path().to_str().unwrap();
+        let words = [
+            "create",
+            "--bundle",
+            path,
+            "--console-socket",
+            engine.path(),
+        ];
+        let words = [&words[..], &[container.id()]].concat();
+        // Read to its end: nobody holds the verb's streams.
+        let created = container.verb(&words).detached_stderr(&errors).finish();
+        let text = std::fs::read_to_string(&errors).unwrap();
+        assert_eq!((created.code(), text.as_str()), (0, ""), "{runtime:?}");
+        let mut terminal = engine.accept();
+        terminal.resize(30, 90);
+        container.done(&["start", container.id()]).success();
+        terminal.wait_for("30 90");
+        terminal.type_in("x\r");
+        terminal.wait_for("got x");
+        terminal.wait_for("ready");
+        let pid = rustix::process::Pid::from_raw(container.pid()).unwrap();
+        let flags = rustix::process::PidfdFlags::empty();
+        let pidfd = rustix::process::pidfd_open(pid, flags).unwrap();
+        drop(terminal);
+        let mut fds = [rustix::event::PollFd::new(
+            &pidfd,
+            rustix::event::PollFlags::IN,
+        )];
+        rustix::event::poll(&mut fds, None).unwrap();
+        let hup = container.bundle().rootfs().join("hup");
+        assert!(hup.exists(), "{runtime:?}");
+    }
 }
