@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use super::door::Key;
 use super::serve::Monitor;
+use super::state::State;
 use crate::Error;
 use crate::machine::Guest;
 
@@ -38,7 +39,10 @@ impl<G: Guest> Monitor<'_, G> {
             .agent
             .as_ref()
             .map(|agent| (agent.fd(), agent.interest()));
-        let relays = self.relays.as_ref().filter(|_| self.exit.is_some());
+        let relays = self
+            .relays
+            .as_ref()
+            .filter(|_| self.state == State::Stopped);
         let outputs = relays.map(|relays| (relays.outputs_fd(), PollFlags::IN));
         let other = other.map(|fd| (fd, PollFlags::IN));
         let guest = self.guest.as_ref();

@@ -137,6 +137,8 @@ fn serve(
         monitor.drain().unwrap();
     }
     monitor.part(result.as_ref().err());
+    drop(monitor.take_guest());
+    monitor.flush().unwrap();
     drop(monitor);
     agent.join().unwrap();
     verbs.join().unwrap();
@@ -557,6 +559,21 @@ fn an_early_close_tells_how_the_machine_ended() {
         error.unwrap_err().to_string(),
         "waiting for the container's start: the guest kernel panicked"
     );
+}
+
+#[test]
+fn a_machine_that_ends_while_the_program_runs() {
+    let error = serve(
+        PATIENT,
+        |mut agent| {
+            started(&mut agent);
+            agent.end.write_all(&[1]).unwrap();
+            agent.stay();
+        },
+        |socket| drop(socket.order(Call::Start)),
+    );
+    let line = error.unwrap_err().to_string();
+    assert_eq!(line, "running the container: the guest kernel panicked");
 }
 
 #[test]
