@@ -43,6 +43,7 @@ pub fn run(plan: &ContainerPlan, steps: &[Step<'_>], handshake: &OwnedFd, pipes:
         }
         let mut child = Child::new(pipes)?;
         steps.iter().try_for_each(|step| child.carry_out(step))?;
+        program::look(&plan.process)?;
         child.ready(handshake)
     };
     let home = set_up();

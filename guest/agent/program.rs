@@ -3,7 +3,7 @@
 
 use std::ffi::CString;
 
-use rustix::fs::{FileType, stat};
+use rustix::fs::{Access, AtFlags, CWD, FileType, accessat, stat};
 use rustix::io::Errno;
 use vmrun_protocol::message::{Failure, FailureKind};
 use vmrun_protocol::plan::{Bytes, Hook, ProcessPlan};
@@ -68,6 +68,37 @@ pub fn seal(process: &ProcessPlan) -> Result<(), Failure> {
         credentials::set_capabilities(&process.capabilities.unwrap_or_default())?;
     }
     Ok(())
+}
+
+/// Fails where the program is not there or may not be run. As runc does it, before
+/// the start: from that failure alone engines take an exit code of 127 or 126.
+pub fn look(process: &ProcessPlan) -> Result<(), Failure> {
+    let Some(name) = process.args.first() else {
+        return Err(setup("args", Errno::INVAL));
+    };
+    let Some(candidates) = c_strings(&candidates(name, search_path(&process.env))) else {
+        return Err(setup("env", Errno::INVAL));
+    };
+    let mut refused = Errno::NOENT;
+    for path in &candidates {
+        match may_run(path) {
+            Ok(()) => return Ok(()),
+            Err(Errno::NOENT | Errno::NOTDIR) => {}
+            // Another folder may have one that may be run.
+            Err(Errno::ACCESS) => refused = Errno::ACCESS,
+            Err(other) => return Err(not_run(name, other)),
+        }
+    }
+    Err(not_run(name, refused))
+}
+
+/// By the rights that the process has by then; what kind of file it is shows in the
+/// start.
+fn may_run(path: &CString) -> Result<(), Errno> {
+    if FileType::from_raw_mode(stat(path.as_c_str())?.st_mode) == FileType::Directory {
+        return Err(Errno::ACCESS);
+    }
+    accessat(CWD, path.as_c_str(), Access::EXEC_OK, AtFlags::EACCESS)
 }
 
 fn is_file(path: &CString) -> bool {

@@ -10,7 +10,7 @@ use crate::child::{self, Child, Pipes};
 use crate::failure::{Named, setup};
 use crate::remainder::{self, Left};
 use crate::steps::{self, Step};
-use crate::{credentials, handshake, sys, usual};
+use crate::{credentials, handshake, program, sys, usual};
 
 /// Carries out the steps `prepared`, waits, and becomes the container's program, or
 /// reports why not and ends. As in [`child::run`] nothing is dropped on the way.
@@ -78,5 +78,6 @@ fn follow(
             Left::Do(step) => child.carry_out(&step),
         }?;
     }
+    program::look(&plan.process)?;
     child.ready(handshake)
 }

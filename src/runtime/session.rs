@@ -276,8 +276,17 @@ pub(crate) fn container_error(failure: Failure) -> Error {
     Error::Container {
         what: shown(&failure.what),
         kind: failure.kind,
-        source: errno.map(std::io::Error::from_raw_os_error),
+        source: errno.map(in_runcs_words),
     }
+}
+
+/// The kernel's error with runc's words for it: engines take exit codes from "no such
+/// file or directory" and "permission denied", written like that.
+fn in_runcs_words(errno: i32) -> std::io::Error {
+    let error = std::io::Error::from_raw_os_error(errno);
+    let text = error.to_string();
+    let words = text.split(" (os error").next().unwrap_or_default();
+    std::io::Error::new(error.kind(), words.to_lowercase())
 }
 
 /// Text of the guest as it may be shown on a terminal.

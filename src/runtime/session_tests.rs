@@ -253,7 +253,7 @@ fn failures_decide_the_exit_code() {
         assert_eq!(error.exit_code(), code);
         assert_eq!(error.to_string(), "run \"x\"\u{fffd}[2J");
         let source = std::error::Error::source(&error).unwrap().to_string();
-        assert_eq!(source, "No such file or directory (os error 2)");
+        assert_eq!(source, "no such file or directory");
     }
 }
 

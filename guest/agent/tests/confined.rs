@@ -3,6 +3,8 @@
 
 mod harness;
 
+use std::os::unix::fs::PermissionsExt;
+
 use harness::{Host, Outcome, bytes, collect, plan};
 use vmrun_protocol::message::{ExitStatus, Failure, FailureKind, INIT, Report, Request, Stream};
 use vmrun_protocol::plan::{
@@ -146,12 +148,15 @@ fn a_filter_need_allow_nothing_but_the_program() {
     let least = [libc::SYS_execve, libc::SYS_write, libc::SYS_exit_group];
     plan.no_new_privileges = true;
     plan.seccomp = vec![filter(&least, ALLOW, KILL)];
-    plan.args = bytes(&["/no/such"]);
+    plan.args = bytes(&["/text"]);
     let mut host = Host::new();
+    let text = host.path("text");
+    std::fs::write(&text, "no program").unwrap();
+    std::fs::set_permissions(&text, PermissionsExt::from_mode(0o755)).unwrap();
     let mut container = self::plan(&[]);
     container.process = plan;
     let failure = start(&mut host, &container).unwrap_err();
-    assert_eq!(failure.kind, FailureKind::NotFound);
+    assert_eq!(failure.kind, FailureKind::NotExecutable);
 }
 
 #[test]

@@ -247,7 +247,7 @@ fn failed_starts_decide_the_exit_code() {
             move |socket| match socket.order(Call::Start).unwrap_err() {
                 ClientError::Refused(refusal) => {
                     assert_eq!(refusal.reason, reason);
-                    let line = "run \"x\"\u{fffd}[2J: No such file or directory (os error 2)";
+                    let line = "run \"x\"\u{fffd}[2J: no such file or directory";
                     assert_eq!(refusal.line, line);
                 }
                 other => panic!("{other}"),
