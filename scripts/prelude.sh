@@ -43,21 +43,30 @@ need_packages() {
 	[ ${#missing[@]} -gt 0 ] || return 0
 	[ "$(id -u)" = 0 ] || die "run as root, or install: ${missing[*]}"
 	say "installing ${missing[*]}"
-	local log
+	local log policy=/usr/sbin/policy-rc.d
 	log=$(mktemp)
+	# Packages are wanted for their programs: no daemon is started.
+	if [ -e $policy ]; then
+		policy=
+	else
+		printf '#!/bin/sh\nexit 101\n' >$policy
+		chmod +x $policy
+	fi
 	if ! { apt-get update && DEBIAN_FRONTEND=noninteractive \
 		apt-get install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
 		tail -n 5 "$log" >&2
+		[ -z "$policy" ] || rm -f $policy
 		die "apt-get failed, its output is in $log"
 	fi
-	rm -f "$log"
+	rm -f "$log" $policy
 }
 
 # To build kernel, agent and vmrun; to run the example.
 build_packages=(gcc libc6-dev make patch perl flex bison bc xz-utils libelf-dev
 	cpio linux-source-6.1 busybox-static)
 # To test them.
-test_packages=(debootstrap runc crun strace shellcheck python3 procps util-linux)
+test_packages=(debootstrap runc crun strace shellcheck python3 procps util-linux
+	docker.io containerd podman conmon tini catatonit)
 
 # Kernel, agent and vmrun, linked into one folder as an installation has them:
 # vmrun finds its guest files in ../lib/vmrun from where it stands.

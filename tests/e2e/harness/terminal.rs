@@ -61,7 +61,7 @@ impl Terminal {
 
     /// Waits until `text` is on the screen.
     pub fn wait_for(&self, text: &str) {
-        let until = Instant::now() + Duration::from_secs(240);
+        let until = Instant::now() + Duration::from_secs(60);
         let found = self
             .screen
             .wait_until(until, |bytes| String::from_utf8_lossy(bytes).contains(text));
