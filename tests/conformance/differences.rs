@@ -29,6 +29,11 @@ const TEXT: &str = "another text, which callers of runc do not know";
 
 const ALL: &[Difference] = &[
     differs(
+        "cgroups::default_path",
+        &["vmrun"],
+        "a cgroup of the host is made only where cgroupsPath names one",
+    ),
+    differs(
         "process::preserved_descriptors",
         &["vmrun"],
         "refused: a descriptor of the host cannot be passed into a machine",
@@ -57,11 +62,6 @@ const ALL: &[Difference] = &[
         "execs::in_a_created_one",
         &["vmrun"],
         "refused until the container is started",
-    ),
-    differs(
-        "namespaces::user_mappings",
-        &["vmrun"],
-        "refused: ids are not mapped",
     ),
     differs(
         "lifecycle::create_refuses_versions_to_come",
