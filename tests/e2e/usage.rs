@@ -34,9 +34,11 @@ fn statistics_have_runcs_keys() {
     let [runc, vmrun] = &events;
     assert_eq!(keys(runc), keys(vmrun));
     assert_eq!(keys(&runc["data"]), keys(&vmrun["data"]));
+    assert_eq!(vmrun["data"]["pids"]["current"], 1);
     for event in &events {
         let data = &event["data"];
-        assert_eq!(data["pids"]["current"], 1, "{data}");
+        // `runc run --detach` returns a moment before its program runs.
+        assert!(data["pids"]["current"].as_u64() >= Some(1), "{data}");
         assert!(
             data["memory"]["usage"]["usage"].as_u64() > Some(0),
             "{data}"
