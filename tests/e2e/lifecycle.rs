@@ -505,6 +505,10 @@ fn the_streams_are_the_containers_only() {
         let text = std::io::read_to_string(reader).unwrap();
         assert_eq!(text, "out\n", "{:?}", place.runtime);
         assert_eq!(place.status(place.id()), "running");
+        let state = place.verb(&["state", place.id()]).success();
+        let state: Value = serde_json::from_slice(&state.stdout).unwrap();
+        let cwd = fs::read_link(format!("/proc/{}/cwd", state["pid"])).unwrap();
+        assert_eq!(cwd, Path::new("/"), "{:?}", place.runtime);
     });
 }
 

@@ -139,6 +139,10 @@ impl Life<'_> {
         let started = start.machine(std::mem::take(&mut self.plan.exports))?;
         let machine = started.machine;
         entering.wait()?;
+        if !matches!(self.stdout, Stdout::Shared) {
+            // Where the caller was may have to go away before the container does.
+            rustix::process::chdir("/").map_err(Error::host("leave the caller's folder"))?;
+        }
         let deadlines = Deadlines::of(host, self.shape.mem_size_mib);
         let listener = self.listener.try_clone().and_then(Door::new);
         let door = listener.map_err(Error::host("serve the container's socket"))?;
