@@ -205,7 +205,7 @@ fn program_not_found() {
         &Sandbox::new(),
         &bundle,
         127,
-        &["/bin/missing", "No such file"],
+        &["/bin/missing", "no such file"],
     );
 }
 
@@ -216,7 +216,7 @@ fn program_not_executable() {
         &Sandbox::new(),
         &bundle,
         126,
-        &["/etc/passwd", "Permission denied"],
+        &["/etc/passwd", "permission denied"],
     );
 }
 
