@@ -7,7 +7,7 @@ pub struct Difference {
     pub case: &'static str,
     pub runtimes: &'static [&'static str],
     pub reason: &'static str,
-    /// It is not even tried.
+    /// It is not even tried, as it does harm or tells nothing.
     pub harmful: bool,
 }
 
@@ -24,10 +24,37 @@ const fn differs(
     }
 }
 
+const EARLY: &str = "poststart hooks run in create";
+const NO_PATH: &str = "looks for the program without PATH";
 const OLD: &str = "newer than Debian's version";
 const TEXT: &str = "another text, which callers of runc do not know";
 
 const ALL: &[Difference] = &[
+    differs("execs::user_folder_and_environment", &["crun"], NO_PATH),
+    differs(
+        "cgroups::number_of_processes_kept",
+        &["crun"],
+        "writes -1 as it is",
+    ),
+    differs("cgroups::statistics", &["crun"], "no such verb"),
+    differs(
+        "seccomp::notify_needs_a_listener",
+        &["crun"],
+        "starts without one",
+    ),
+    differs("hooks::in_order_at_their_time", &["runc"], EARLY),
+    differs("hooks::state_on_stdin", &["runc"], EARLY),
+    differs("hooks::poststart_fails", &["runc"], EARLY),
+    Difference {
+        case: "hooks::poststop_fails",
+        runtimes: &["crun"],
+        reason: "a hook that does not read its input kills it by SIGPIPE, at times",
+        harmful: true,
+    },
+    differs("hooks::hook_is_missing", &["crun"], TEXT),
+    differs("system::domainname", &["runc"], OLD),
+    differs("system::features", &["crun"], OLD),
+    differs("system::log_as_json", &["crun"], TEXT),
     differs(
         "cgroups::default_path",
         &["vmrun"],
@@ -99,11 +126,7 @@ const ALL: &[Difference] = &[
         "does not pass on the size at the start",
     ),
     differs("execs::further_groups", &["crun"], "no such flag"),
-    differs(
-        "execs::inherits_the_environment",
-        &["crun"],
-        "looks for the program without PATH",
-    ),
+    differs("execs::inherits_the_environment", &["crun"], NO_PATH),
     differs("execs::capabilities", &["crun"], "--cap replaces the sets"),
     differs("execs::needs_a_container", &["crun"], TEXT),
     differs(

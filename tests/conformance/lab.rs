@@ -69,7 +69,8 @@ impl Lab {
     /// An id that nobody has yet.
     pub fn unique_id(&self) -> String {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        format!("c{}", COUNT.fetch_add(1, Ordering::Relaxed))
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        format!("{}-{count}", self.runtime.name)
     }
 
     /// A container of `bundle`, not created yet.

@@ -8,8 +8,9 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How many cases run at a time; `VMRUN_TEST_MACHINES`, as end to end.
-const AT_A_TIME: usize = 2;
+/// How many cases run at a time, as they wait more than they work;
+/// `VMRUN_TEST_MACHINES`.
+const AT_A_TIME: usize = 4;
 
 thread_local! {
     static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
