@@ -100,6 +100,7 @@ pub fn plan(bundle: Bundle) -> Plan {
         name: ROOT_EXPORT.to_owned(),
         source: bundle.root,
         read_only: container.root_readonly,
+        live: false,
     }];
     for (i, (mount, source)) in bundle
         .container
@@ -115,6 +116,7 @@ pub fn plan(bundle: Bundle) -> Plan {
                 name: name.clone(),
                 source: bind.source,
                 read_only: mount.read_only(),
+                live: true,
             });
         }
         container.mounts.push(planned_mount(mount, name, is_dir));

@@ -183,6 +183,7 @@ fn copied(exports: &[FsExport]) -> Result<Vec<FsExport>, Error> {
             name: export.name.clone(),
             source: export.source.try_clone()?,
             read_only: export.read_only,
+            live: export.live,
         })
     };
     let copies: std::io::Result<_> = exports.iter().map(copy).collect();

@@ -66,6 +66,9 @@ pub struct FsExport {
     pub source: OwnedFd,
     /// Writes are refused on the host with EROFS, whatever the guest does.
     pub read_only: bool,
+    /// Others change it while the guest runs: the guest asks for names and
+    /// attributes each time, so it sees what they write at once.
+    pub live: bool,
 }
 
 /// The virtio-vsock device.

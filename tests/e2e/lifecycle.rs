@@ -5,9 +5,11 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify;
+use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, set_child_subreaper, waitpid,
 };
@@ -115,16 +117,14 @@ impl Place {
     }
 
     fn wait_for_output(&self, text: &str) {
-        let until = Instant::now() + Duration::from_secs(60);
-        while !self.output().contains(text) {
-            assert!(
-                Instant::now() < until,
-                "{:?} {:?}",
-                self.output(),
-                self.errors()
-            );
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let there = || self.output().contains(text);
+        let path = self.file("output");
+        assert!(
+            changes_until(&path, inotify::WatchFlags::MODIFY, there),
+            "{:?} {:?}",
+            self.output(),
+            self.errors()
+        );
     }
 
     /// A started container that runs [`WAITS`].
@@ -168,6 +168,24 @@ fn message(line: &str) -> String {
     // runc puts the verb before some.
     let verb = message.split_once(" failed: ");
     verb.map_or(message.clone(), |(_, rest)| rest.to_owned())
+}
+
+/// Waits for changes of `path` until `done`; false if there are none for long.
+fn changes_until(path: &Path, kind: inotify::WatchFlags, done: impl Fn() -> bool) -> bool {
+    let changes = inotify::init(inotify::CreateFlags::CLOEXEC).unwrap();
+    match inotify::add_watch(&changes, path, kind) {
+        Err(Errno::NOENT) => return done(),
+        watched => watched.unwrap(),
+    };
+    let timeout = Timespec::try_from(Duration::from_secs(60)).unwrap();
+    while !done() {
+        let mut fds = [PollFd::new(&changes, PollFlags::IN)];
+        if poll(&mut fds, Some(&timeout)).unwrap() == 0 {
+            return false;
+        }
+        rustix::io::read(&changes, &mut [0; 4096]).unwrap();
+    }
+    true
 }
 
 /// The exit code of a process that was re-parented to this one.
@@ -570,11 +588,9 @@ fn a_killed_create_leaves_what_delete_removes() {
             assert_eq!(text, "container does not exist", "{step}");
         }
         place.verb(&["delete", "--force", place.id()]).success();
-        let until = Instant::now() + Duration::from_secs(60);
-        while left(&place.root()) != 0 {
-            assert!(Instant::now() < until, "{step}");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let gone = || left(&place.root()) == 0;
+        let removed = inotify::WatchFlags::DELETE;
+        assert!(changes_until(&place.root(), removed, gone), "{step}");
         // The id can be used again.
         place.create(&bundle, place.id()).success();
         assert_eq!(place.status(place.id()), "created", "{step}");

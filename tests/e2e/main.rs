@@ -25,5 +25,6 @@ mod root_fs;
 mod streams;
 mod templates;
 mod terminal;
+mod traps;
 mod usage;
 mod vsock;

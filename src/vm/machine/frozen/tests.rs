@@ -201,6 +201,7 @@ fn exports_of_the_machine_are_there_and_those_of_a_template_are_refused() {
             name: "root".to_owned(),
             source,
             read_only: true,
+            live: false,
         });
         spec
     };

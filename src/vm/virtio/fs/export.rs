@@ -36,12 +36,43 @@ pub(super) struct Export {
     pub is_folder: bool,
     /// Serves it. Inodes are its own, [`ROOT_ID`] is the export itself.
     pub fs: Box<Backend>,
+    caching: Caching,
     index: u8,
     owner: Owner,
     budget: Arc<Budget>,
     held: Mutex<Held>,
     /// The passthrough goes back to it through /proc when the guest unmounts.
     _source: Option<OwnedFd>,
+}
+
+/// How long the guest may go on without asking again.
+#[derive(Clone, Copy)]
+struct Caching {
+    /// Names, and attributes of folders.
+    names: Duration,
+    /// Other attributes.
+    files: Duration,
+}
+
+/// Of an export that hardly anybody else changes.
+const ALONE: Caching = Caching {
+    names: NAME_TIMEOUT,
+    files: FILE_TIMEOUT,
+};
+
+/// Of one that others change.
+const LIVE: Caching = Caching {
+    names: Duration::ZERO,
+    files: Duration::ZERO,
+};
+
+impl Caching {
+    fn of(self, attr: &stat64) -> Duration {
+        match attr.st_mode & libc::S_IFMT {
+            libc::S_IFDIR => self.names,
+            _ => self.files,
+        }
+    }
 }
 
 /// What the guest holds, each a descriptor of this process.
@@ -65,7 +96,9 @@ impl Export {
             name,
             source,
             read_only,
+            live,
         } = spec;
+        let caching = if live { LIVE } else { ALONE };
         let known = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
         if name.is_empty() || name.len() > NAME_LEN_MAX || !name.bytes().all(known) {
             return Err(FsError::Name(name));
@@ -76,7 +109,7 @@ impl Export {
         })?;
         let (fs, source, is_folder): (Box<Backend>, _, _) =
             match FileType::from_raw_mode(stat.st_mode) {
-                FileType::Directory => (Box::new(folder(&source)?), Some(source), true),
+                FileType::Directory => (Box::new(folder(&source, caching)?), Some(source), true),
                 FileType::RegularFile => (Box::new(SingleFile::new(source)), None, false),
                 _ => return Err(FsError::Kind(name)),
             };
@@ -85,6 +118,7 @@ impl Export {
             read_only,
             is_folder,
             fs,
+            caching,
             index,
             owner,
             budget,
@@ -113,7 +147,8 @@ impl Export {
     pub fn attributes(&self, inode: u64, mut attr: stat64) -> (stat64, Duration) {
         attr.st_ino = self.node(inode);
         self.owner.to_guest(&mut attr);
-        (attr, timeout(&attr))
+        let timeout = self.caching.of(&attr);
+        (attr, timeout)
     }
 
     /// Refuses when there is no room for an inode and a handle, before something
@@ -202,7 +237,7 @@ impl Export {
         (entry.attr, entry.attr_timeout) = self.attributes(entry.inode, entry.attr);
         entry.inode = self.node(entry.inode);
         entry.attr_flags = 0;
-        entry.entry_timeout = NAME_TIMEOUT;
+        entry.entry_timeout = self.caching.names;
         entry
     }
 
@@ -217,15 +252,7 @@ impl Drop for Export {
     }
 }
 
-fn timeout(attr: &stat64) -> Duration {
-    if attr.st_mode & libc::S_IFMT == libc::S_IFDIR {
-        NAME_TIMEOUT
-    } else {
-        FILE_TIMEOUT
-    }
-}
-
-fn folder(source: &OwnedFd) -> Result<PassthroughFs, FsError> {
+fn folder(source: &OwnedFd, caching: Caching) -> Result<PassthroughFs, FsError> {
     let config = Config {
         // The last component is the folder itself: it is opened with O_NOFOLLOW,
         // which would otherwise open the link in /proc.
@@ -233,8 +260,8 @@ fn folder(source: &OwnedFd) -> Result<PassthroughFs, FsError> {
         // We check names and start the session.
         do_import: false,
         cache_policy: CachePolicy::Auto,
-        entry_timeout: NAME_TIMEOUT,
-        attr_timeout: FILE_TIMEOUT,
+        entry_timeout: caching.names,
+        attr_timeout: caching.files,
         xattr: true,
         killpriv_v2: true,
         no_opendir: true,

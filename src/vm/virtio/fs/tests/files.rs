@@ -92,6 +92,28 @@ fn timeouts_are_those_of_the_decision() {
 }
 
 #[test]
+fn nothing_is_remembered_of_what_others_change() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("a"), "").unwrap();
+    let live = |path| FsExport {
+        live: true,
+        ..export("m0", path, false)
+    };
+    let mut guest = Guest::new(device(vec![live(folder.path())]));
+    guest.init();
+    let root = guest.walk("m0").unwrap();
+    let made = guest.mkdir(root, "d").unwrap();
+    for entry in [guest.lookup(root, "a").unwrap(), made] {
+        assert_eq!((entry.entry_valid, entry.attr_valid), (0, 0));
+        let args = GetattrIn::default();
+        let out: AttrOut = guest
+            .get(Opcode::Getattr, entry.nodeid, &[args.as_slice()])
+            .unwrap();
+        assert_eq!(out.attr_valid, 0);
+    }
+}
+
+#[test]
 fn hard_links_are_one_inode() {
     let (_folder, mut guest, root) = share();
     let (entry, _) = guest.create(root, "a", libc::O_RDWR, 0o644).unwrap();

@@ -26,6 +26,7 @@ fn export(name: &str, path: &Path, read_only: bool) -> FsExport {
         name: name.into(),
         source: o_path(path),
         read_only,
+        live: false,
     }
 }
 
