@@ -122,6 +122,7 @@ pub fn bring_up(
     for hook in &mut bundle.container.plan.start_container_hooks {
         hook.stdin = state_inside(&record);
     }
+    let verb = getpid();
     let life = Life {
         request: &request.machine,
         shape,
@@ -137,7 +138,7 @@ pub fn bring_up(
         signals,
         notices: telling.notices,
         timeline: telling.timeline,
-        verb: getpid(),
+        verb,
     };
     telling.timeline.mark("bundle read");
     let orphaned = || {
@@ -146,7 +147,7 @@ pub fn bring_up(
         }
         give_up(&reserved);
     };
-    let monitor = spawn(|parent| {
+    let monitor = spawn(verb, |parent| {
         let code = life.live(parent, orphaned);
         (telling.at_end)(telling.timeline);
         code

@@ -1,7 +1,6 @@
 //! The machine of a container: goes on from a template where one fits, else boots.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +13,7 @@ use crate::error::chain;
 use crate::guest_image::GuestImage;
 use crate::machine::{self, HostKind};
 use crate::plan::{AskedShape, Shape};
-use crate::template::{self, Found, Unavailable, Wanted, Workshop};
+use crate::template::{self, Found, Origin, Unavailable, Wanted, Workshop};
 use crate::{Error, template::TemplateUse};
 
 /// What was decided about a machine.
@@ -74,8 +73,8 @@ pub struct Started {
     pub machine: RunningMachine,
     /// The agent's connection.
     pub control: Control,
-    /// Folder of its template, if that wants to know what such a machine touches.
-    pub unlearnt: Option<OwnedFd>,
+    /// Of its template.
+    pub origin: Option<Origin>,
 }
 
 impl Start<'_> {
@@ -149,18 +148,18 @@ impl Start<'_> {
         Ok(Started {
             machine: machine::boot(spec, self.host, self.timeline)?,
             control,
-            unlearnt: None,
+            origin: None,
         })
     }
 
     fn restore(&self, found: Found, exports: Vec<FsExport>) -> Result<Started, Error> {
         let (control, agent_end) = connection()?;
         let spec = self.spec(exports, agent_end)?;
-        let (template, unlearnt) = found.split();
+        let (template, origin) = found.split();
         Ok(Started {
             machine: machine::restore(template, spec, self.host, self.timeline)?,
             control,
-            unlearnt,
+            origin: Some(origin),
         })
     }
 

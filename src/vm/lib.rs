@@ -11,6 +11,7 @@ pub mod devices;
 pub mod emulate;
 pub mod ending;
 pub mod event_loop;
+mod heap;
 pub mod interpret;
 pub mod kick;
 pub mod kvm;

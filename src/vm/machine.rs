@@ -25,6 +25,7 @@ use crate::devices::{
 };
 use crate::ending::{Ending, Outcome};
 use crate::event_loop::LoopError;
+use crate::heap;
 use crate::kick;
 use crate::kvm::{KvmError, Vm};
 use crate::memory::{self, MemoryError, layout};
@@ -141,6 +142,7 @@ impl Machine {
 
     /// Lets the vCPUs run.
     pub fn resume(mut self) -> Result<RunningMachine, MachineError> {
+        heap::share();
         kick::install_handler().map_err(host_error("install the kick signal"))?;
         let vcpus = std::mem::take(&mut self.vcpus);
         let mut running = RunningMachine {

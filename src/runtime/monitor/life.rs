@@ -25,7 +25,7 @@ use crate::session::{Deadlines, Session};
 use crate::signals::Signals;
 use crate::start::{MachineRequest, Start};
 use crate::stdio::HostStreams;
-use crate::template::{Found, Notices, Workshop};
+use crate::template::{Notices, Workshop};
 use crate::{Error, machine, mount_points, namespace};
 
 /// Everything that the verb has prepared for the monitor.
@@ -122,7 +122,12 @@ impl Life<'_> {
         wait_for_go(parent)?;
         self.settle()?;
         let entering = self.enter_cgroup()?;
-        let stdio = self.stdio()?;
+        // What closes the caller's descriptors comes before there are others; the rest
+        // while the guest runs already.
+        let detached = match self.stdout {
+            Stdout::Shared => None,
+            _ => Some(self.stdio()?),
+        };
         let host = machine::host_kind()?;
         self.timeline.mark("host probed");
         let start = Start {
@@ -138,6 +143,7 @@ impl Life<'_> {
         };
         let started = start.machine(std::mem::take(&mut self.plan.exports))?;
         let machine = started.machine;
+        let stdio = detached.map_or_else(|| self.stdio(), Ok)?;
         entering.wait()?;
         if !matches!(self.stdout, Stdout::Shared) {
             // Where the caller was may have to go away before the container does.
@@ -160,8 +166,8 @@ impl Life<'_> {
             wait_for_go(parent)?;
         }
         let control = self.set_up(&monitor, started.control, deadlines)?;
-        if let (Some(folder), Some(machine)) = (started.unlearnt, monitor.guest()) {
-            Found::learn(folder, machine);
+        if let (Some(origin), Some(machine)) = (started.origin, monitor.guest()) {
+            origin.served(machine);
         }
         monitor.created(control)?;
         created(parent)?;
@@ -279,6 +285,9 @@ fn wait_for_go(parent: &mut Parent) -> Result<(), Error> {
 /// container's own limit is set in the guest. As many as the host allows will do.
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
     let raised = Rlimit {
         current: limit.maximum,
         ..limit

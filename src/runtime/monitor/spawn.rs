@@ -22,12 +22,11 @@ pub struct Spawned {
 }
 
 /// Starts `monitor` in a process of its own, which ends with the code it returns:
-/// leader of a session, and told by SIGTERM if this one dies. This process has one
-/// thread.
-pub fn spawn(monitor: impl FnOnce(Parent) -> u8) -> Result<Spawned, Error> {
+/// leader of a session, and told by SIGTERM if this one, `own`, dies. This process has
+/// one thread.
+pub fn spawn(own: Pid, monitor: impl FnOnce(Parent) -> u8) -> Result<Spawned, Error> {
     let failed = "start the container's monitor";
     let (parent, progress) = progress::pair().map_err(Error::host(failed))?;
-    let own = rustix::process::getpid();
     // SAFETY: there is one thread, so that no lock is held by one that the child does
     // not have.
     let pid = unsafe { libc::fork() };

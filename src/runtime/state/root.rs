@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::{fs, io};
 
 use rustix::fs::{CWD, Dir, FlockOperation, Mode, OFlags, flock, mkdirat, openat};
@@ -16,7 +17,7 @@ use super::{Id, Record, StateError, files};
 /// The folder that holds those of all containers.
 #[derive(Debug)]
 pub struct Root {
-    folder: OwnedFd,
+    folder: Arc<OwnedFd>,
     path: PathBuf,
 }
 
@@ -53,7 +54,7 @@ impl Root {
         };
         check_owner(&folder).map_err(error)?;
         Ok(Some(Self {
-            folder,
+            folder: Arc::new(folder),
             path: path.to_owned(),
         }))
     }
@@ -67,10 +68,7 @@ impl Root {
         }
         let folder = self.locked(id)?.ok_or(StateError::Exists)?;
         Ok(Reserved {
-            root: self.folder.try_clone().map_err(|source| StateError::Root {
-                path: self.path.clone(),
-                source,
-            })?,
+            root: self.folder.clone(),
             folder,
             id: id.clone(),
         })
@@ -204,7 +202,7 @@ fn check_owner(folder: &OwnedFd) -> io::Result<()> {
 /// and leaves the folder: [`Self::give_up`] removes it.
 #[derive(Debug)]
 pub struct Reserved {
-    root: OwnedFd,
+    root: Arc<OwnedFd>,
     folder: OwnedFd,
     id: Id,
 }

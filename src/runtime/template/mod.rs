@@ -102,19 +102,36 @@ pub struct Found {
 }
 
 impl Found {
-    /// Remembers the pages that `machine`, which was made of this template, has
-    /// touched so far; once.
-    pub fn learn(folder: OwnedFd, machine: &vmrun_vm::machine::RunningMachine) {
-        let kept = machine.touched().and_then(|set| set.write(folder.as_fd()));
+    /// The template, and where it is from.
+    pub fn split(self) -> (Template, Origin) {
+        let origin = Origin {
+            is_learnt: self.template.working_set().is_some(),
+            folder: self.folder,
+        };
+        (self.template, origin)
+    }
+}
+
+/// Where a machine is from.
+pub struct Origin {
+    folder: OwnedFd,
+    is_learnt: bool,
+}
+
+impl Origin {
+    /// Notes that `machine`, which is from there, has come so far: which pages it has
+    /// touched, if nobody has noted that yet.
+    pub fn served(self, machine: &vmrun_vm::machine::RunningMachine) {
+        note_use(&self.folder);
+        if self.is_learnt {
+            return;
+        }
+        let kept = machine
+            .touched()
+            .and_then(|set| set.write(self.folder.as_fd()));
         if let Err(error) = kept {
             log::debug!("the working set is not kept: {error}");
         }
-    }
-
-    /// The template, and the folder to [`Self::learn`] in if nobody has yet.
-    pub fn split(self) -> (Template, Option<OwnedFd>) {
-        let learnt = self.template.working_set().is_some();
-        (self.template, (!learnt).then_some(self.folder))
     }
 }
 
@@ -238,7 +255,6 @@ fn open(store: &Store, name: &Name) -> Result<Option<Found>, Unavailable> {
         name: name.to_string(),
         source,
     })?;
-    note_use(&folder);
     Ok(Some(Found {
         template,
         name: name.to_string(),

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::heap;
 use crate::interpret::CodeCache;
 use crate::kick::{self, Clock, KickTimer};
 
@@ -45,17 +46,10 @@ impl Idle {
         if self.timer.is_some() && since.elapsed() >= AFTER {
             self.timer = None;
             code.clear();
-            give_back();
+            heap::give_back();
         }
         true
     }
-}
-
-/// Gives the allocator's free memory back to the host.
-#[allow(unsafe_code)]
-fn give_back() {
-    // SAFETY: malloc_trim(3) touches free memory only, and may be called any time.
-    unsafe { libc::malloc_trim(0) };
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use fuse_backend_rs::api::filesystem::{Context, Entry, FileSystem, ROOT_ID};
 use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
 use libc::stat64;
-use rustix::fs::{FileType, fstat};
+use rustix::fs::{FileType, Stat, fstat};
 
 use super::budget::Budget;
 use super::owner::Owner;
@@ -109,7 +109,11 @@ impl Export {
         })?;
         let (fs, source, is_folder): (Box<Backend>, _, _) =
             match FileType::from_raw_mode(stat.st_mode) {
-                FileType::Directory => (Box::new(folder(&source, caching)?), Some(source), true),
+                FileType::Directory => (
+                    Box::new(folder(&source, &stat, caching)?),
+                    Some(source),
+                    true,
+                ),
                 FileType::RegularFile => (Box::new(SingleFile::new(source)), None, false),
                 _ => return Err(FsError::Kind(name)),
             };
@@ -252,7 +256,7 @@ impl Drop for Export {
     }
 }
 
-fn folder(source: &OwnedFd, caching: Caching) -> Result<PassthroughFs, FsError> {
+fn folder(source: &OwnedFd, stat: &Stat, caching: Caching) -> Result<PassthroughFs, FsError> {
     let config = Config {
         // The last component is the folder itself: it is opened with O_NOFOLLOW,
         // which would otherwise open the link in /proc.
@@ -275,7 +279,7 @@ fn folder(source: &OwnedFd, caching: Caching) -> Result<PassthroughFs, FsError> 
     let open = || {
         let fs = PassthroughFs::new(config)?;
         fs.import()?;
-        same_file(&fs, source)?;
+        same_file(&fs, stat)?;
         Ok(fs)
     };
     keeping_umask(open).map_err(|source| FsError::Host {
@@ -285,9 +289,8 @@ fn folder(source: &OwnedFd, caching: Caching) -> Result<PassthroughFs, FsError> 
 }
 
 /// What the server has opened is what was validated.
-fn same_file(fs: &PassthroughFs, source: &OwnedFd) -> io::Result<()> {
+fn same_file(fs: &PassthroughFs, stat: &Stat) -> io::Result<()> {
     let (served, _) = fs.getattr(&Context::default(), ROOT_ID, None)?;
-    let stat = fstat(source)?;
     if (served.st_dev, served.st_ino) == (stat.st_dev, stat.st_ino) {
         Ok(())
     } else {
