@@ -293,6 +293,9 @@ fn bundle_and_id(
     }
 }
 
+/// How systemd passes listening sockets on, sd_listen_fds(3).
+const SOCKET_ACTIVATION: &str = "LISTEN_FDS";
+
 fn container(
     args: ContainerArgs,
     bundle: PathBuf,
@@ -302,6 +305,9 @@ fn container(
     if args.preserve_fds > 0 {
         let problem = "--preserve-fds: descriptors of the host cannot be passed into a machine";
         return Err(UsageError::new(problem));
+    }
+    if std::env::var_os(SOCKET_ACTIVATION).is_some() {
+        log::warn!("{SOCKET_ACTIVATION} is ignored: sockets of the host stay there");
     }
     let templates = (!args.no_template).then(|| TemplateUse {
         folder: template_folder(globals),

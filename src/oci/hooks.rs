@@ -19,7 +19,7 @@ pub struct HostHooks {
     pub prestart: Vec<HostHook>,
     /// `createRuntime`: within create, once the namespaces are made.
     pub create_runtime: Vec<HostHook>,
-    /// `poststart`: after start; a failure is a warning.
+    /// `poststart`: after start; a failure is an error that ends the container.
     pub poststart: Vec<HostHook>,
     /// `poststop`: after delete; a failure is a warning.
     pub poststop: Vec<HostHook>,

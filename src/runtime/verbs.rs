@@ -83,7 +83,11 @@ pub fn start_created(container: &Container) -> Result<(), Error> {
     let stopped = || State::Stopped.after(Event::Start).err().map(Error::from);
     match order(container, &Call::Start) {
         Err(Error::Monitor(ClientError::NotRunning)) => return stopped().map_or(Ok(()), Err),
-        other => other?,
+        Err(error) => {
+            see_it_end(container)?;
+            return Err(error);
+        }
+        Ok(()) => {}
     }
     let record = container.record();
     let state = state_json(record, Status::Running);
@@ -97,6 +101,15 @@ pub fn start_created(container: &Container) -> Result<(), Error> {
         }
         error.into()
     })
+}
+
+/// Waits for the end of a container that could not be started. Its caller takes it for
+/// created until its process has ended, and deletes nothing before.
+fn see_it_end(container: &Container) -> Result<(), Error> {
+    match container.status() {
+        Ok(Status::Stopped) | Err(ClientError::NotRunning) => wait_for_end(container),
+        _ => Ok(()),
+    }
 }
 
 /// `kill`: sends a signal, named as [`signal_name::number`] has it, to the container's

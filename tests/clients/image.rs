@@ -1,7 +1,7 @@
 //! The root file system that containers have, of Debian's static busybox.
 
-use std::fs;
-use std::os::unix::fs::symlink;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
@@ -24,6 +24,9 @@ pub fn fill(root: &Path) {
     )
     .unwrap();
     fs::write(root.join("etc/plain"), "not a program\n").unwrap();
+    let garbage = root.join("bin/garbage");
+    fs::write(&garbage, [0; 64]).unwrap();
+    fs::set_permissions(&garbage, Permissions::from_mode(0o755)).unwrap();
 }
 
 /// The same as a tar archive.

@@ -242,9 +242,12 @@ fn kill_by_any_name(lab: &Lab) {
     let container = lab.created(Bundle::shell(script));
     container.call("start").success();
     container.hear("up");
-    for signal in ["HUP", "SIGUSR1", "28", "USR2"] {
+    // One after the other: a shell runs the traps of several in order of number.
+    for (signal, said) in [("HUP", "hup"), ("SIGUSR1", "usr1"), ("28", "winch")] {
         container.kill(signal).success();
+        container.hear(said);
     }
+    container.kill("USR2").success();
     assert_eq!(container.wait(), 3);
     let out = container.out();
     let mut seen: Vec<_> = out.lines().collect();
@@ -263,9 +266,9 @@ fn kill_is_term_by_itself(lab: &Lab) {
 }
 
 fn kill_all(lab: &Lab) {
-    let script =
-        "(trap 'echo child >/said; exit' USR1; echo up; while :; do sleep 1000 & wait $!; done) &
-        trap '' USR1; wait; cat /said; exit 4";
+    let script = "mkfifo /ready; (trap 'echo child >/said; exit' USR1; echo >/ready
+        while :; do sleep 1000 & wait $!; done) &
+        trap '' USR1; read x </ready; echo up; wait; cat /said; exit 4";
     let container = lab.created(Bundle::shell(script));
     container.call("start").success();
     container.hear("up");

@@ -250,17 +250,17 @@ fn a_terminal_for_an_engine() {
         let container = idle(runtime);
         let engine = Engine::listening(&container.path("console"));
         let mut script = process(
-            "read x; stty size; trap 'echo >/hup; exit 1' HUP; echo ready; while :; do read y; done",
+            "trap 'stty size' WINCH; trap 'echo >/hup; exit 1' HUP; echo ready
+            while :; do read y; done",
         );
         script["terminal"] = json!(true);
         let (pid, mut output) = detached(&container, script, &["--console-socket", engine.path()]);
         let mut terminal = engine.accept();
         // The streams that the verb was started with are let go of.
         assert_eq!(output.read(&mut [0]).unwrap(), 0, "{runtime:?}");
-        terminal.resize(30, 90);
-        terminal.type_in("x\r");
-        terminal.wait_for("30 90");
         terminal.wait_for("ready");
+        terminal.resize(30, 90);
+        terminal.wait_for("30 90");
         drop(terminal);
         // The process is told, and ends.
         ended(pid);

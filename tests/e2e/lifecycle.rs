@@ -28,7 +28,7 @@ struct Place {
 
 /// What runs until it is told to end.
 const WAITS: &str = "trap 'exit 7' TERM; trap 'echo usr1' USR1; echo ready
-    sleep 1000 & while :; do wait $!; done";
+    while :; do sleep 1000 & wait $!; done";
 
 impl Place {
     fn new(runtime: Runtime) -> Self {

@@ -10,6 +10,7 @@ use crate::suite::cases;
 pub const CASES: &[(&str, Promise)] = cases![
     output_and_errors_are_separate,
     exit_codes,
+    what_cannot_be_executed,
     input_comes_in,
     a_mebibyte_comes_back,
     terminal,
@@ -41,6 +42,18 @@ fn exit_codes(docker: &Docker) {
     assert!(plain.err().contains("permission denied"), "{plain:?}");
     let killed = docker.run(&["--init"], &["sh", "-c", "kill -9 $$"]);
     assert_eq!(killed.code(), 128 + 9, "{killed:?}");
+}
+
+/// The file is there and may be executed; what that brings shows when it is tried,
+/// which is in `start`, or in the container.
+fn what_cannot_be_executed(docker: &Docker) {
+    let name = format!("garbage-{}", docker.runtime.name);
+    let garbage = docker.run(&["--name", &name], &["/bin/garbage"]);
+    assert!([1, 126, 255].contains(&garbage.code()), "{garbage:?}");
+    let said = garbage.err().to_lowercase();
+    assert!(said.contains("exec format error"), "{garbage:?}");
+    // --rm comes true.
+    assert_eq!(docker.cli(&["inspect", &name]).finish().code(), 1);
 }
 
 fn input_comes_in(docker: &Docker) {

@@ -87,16 +87,18 @@ fn two_machines_of_one_template_go_on_each_for_itself() {
 
 #[test]
 fn a_machine_frozen_while_it_runs_comes_to_its_end() {
-    let kernel = kernel(&counter(3000));
+    // More than it comes through before it is frozen.
+    const ROUNDS: u32 = 50_000;
+    let kernel = kernel(&counter(ROUNDS));
     let folder = Folder::new();
     let running = build(spec(&kernel)).resume().unwrap();
     running.freeze(folder.open().as_fd()).unwrap();
     for _ in 0..2 {
         let machine = restore(&folder, spec(&kernel)).unwrap();
-        assert!(number(&machine, COUNTER) < 3000);
+        assert!(number(&machine, COUNTER) < u64::from(ROUNDS));
         let running = machine.resume().unwrap();
         assert_eq!(await_ending(&running), Ending::Reset);
-        assert_eq!(number(&running.machine, COUNTER), 3000);
+        assert_eq!(number(&running.machine, COUNTER), u64::from(ROUNDS));
     }
 }
 
@@ -124,8 +126,10 @@ fn processors_that_wait_to_be_started_go_on_waiting() {
         ..spec(&kernel)
     };
     let folder = Folder::new();
-    let running = build(two()).resume().unwrap();
-    running.freeze(folder.open().as_fd()).unwrap();
+    let mut machine = build(two());
+    rounds(&mut machine, 5);
+    let vcpus = std::mem::take(&mut machine.vcpus);
+    machine.write(vcpus, folder.open().as_fd()).unwrap();
     let running = restore(&folder, two()).unwrap().resume().unwrap();
     assert_eq!(await_ending(&running), Ending::Reset);
     assert_eq!(number(&running.machine, COUNTER), 100);
