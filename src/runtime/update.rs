@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use vmrun_oci::host_limits::HostLimits;
+use vmrun_oci::resources::Limit;
 pub use vmrun_oci::update::UpdateFlags;
 use vmrun_oci::update::{ResourceUpdate, load_update, update_from_flags};
 use vmrun_protocol::plan::Bytes;
@@ -68,7 +70,12 @@ pub enum UpdateError {
 
 /// Changes the limits. The host's come first: they can be set back.
 pub fn update(container: &Container, limits: &Limits) -> Result<(), UpdateError> {
-    let config = vmrun_oci::load::parse(&container.config()?)?;
+    if !container.is_alive() {
+        return Err(ClientError::NotRunning.into());
+    }
+    let files = statistics(container)?;
+    let mut config = vmrun_oci::load::parse(&container.config()?)?;
+    limits_in_force(&files, &mut config.host_limits);
     let update = match limits {
         Limits::File(path) => load_update(&read(path)?, &config)?,
         Limits::Flags(flags) => update_from_flags(flags, &config)?,
@@ -76,10 +83,7 @@ pub fn update(container: &Container, limits: &Limits) -> Result<(), UpdateError>
     for warning in &update.warnings {
         log::warn!("{warning}");
     }
-    if !container.is_alive() {
-        return Err(ClientError::NotRunning.into());
-    }
-    check_memory(container, &update)?;
+    check_memory(&files, &update)?;
     let cgroup = container.record().cgroup.as_ref();
     let undo = cgroup.map(|c| c.update(&update.host_limits)).transpose()?;
     let moved = Moved::to(container.record().monitor.pid, update.host_cpus.as_deref());
@@ -125,18 +129,38 @@ fn tell(container: &Container, writes: Vec<(Bytes, Bytes)>) -> Result<(), Update
     Ok(container.connect()?.order(&Call::Update(writes))?)
 }
 
+/// The container's cgroup in the guest.
+fn statistics(container: &Container) -> Result<Vec<(String, Bytes)>, UpdateError> {
+    match container.connect()?.ask(&Call::Statistics)? {
+        Reply::Statistics(files) => Ok(files),
+        _ => Err(ClientError::Unexpected.into()),
+    }
+}
+
+fn value<'a>(files: &'a [(String, Bytes)], name: &str) -> Option<&'a [u8]> {
+    let file = files.iter().find(|(file, _)| file == name);
+    file.map(|(_, value)| value.as_slice())
+}
+
+/// Earlier updates count for the limits that others depend on: a period is of the
+/// quota, and swap is beside the memory, that there is now.
+fn limits_in_force(files: &[(String, Bytes)], limits: &mut HostLimits) {
+    let in_force = |name| match value(files, name)?.split(u8::is_ascii_whitespace).next()? {
+        b"max" => Some(Limit::None),
+        at => number(at).map(Limit::At),
+    };
+    limits.cpu_quota_us = in_force("cpu.max").or(limits.cpu_quota_us);
+    limits.memory = in_force("memory.max").or(limits.memory);
+}
+
 /// Less than is in use would have the guest's kernel kill the container.
-fn check_memory(container: &Container, update: &ResourceUpdate) -> Result<(), UpdateError> {
+fn check_memory(files: &[(String, Bytes)], update: &ResourceUpdate) -> Result<(), UpdateError> {
     let mut writes = update.cgroup_writes.iter();
     let limit = writes.find(|(file, _)| file == b"memory.max");
     let Some(asked) = limit.and_then(|(_, value)| number(value)) else {
         return Ok(());
     };
-    let Reply::Statistics(files) = container.connect()?.ask(&Call::Statistics)? else {
-        return Err(ClientError::Unexpected.into());
-    };
-    let used = files.iter().find(|(file, _)| file == "memory.current");
-    let used = used.and_then(|(_, value)| number(value));
+    let used = value(files, "memory.current").and_then(number);
     let used = used.unwrap_or(UNCOUNTED_BYTES);
     if used > asked {
         return Err(UpdateError::Memory { asked, used });
@@ -222,6 +246,33 @@ mod tests {
         assert_eq!(sched_getaffinity(Some(tid)).unwrap(), before);
         assert!(Moved::to(own, Some(&[1023])).is_err());
         assert_eq!(sched_getaffinity(Some(tid)).unwrap(), before);
+    }
+
+    #[test]
+    fn earlier_updates_count() {
+        let created = HostLimits {
+            cpu_quota_us: Some(Limit::At(1)),
+            memory: Some(Limit::At(2)),
+            ..HostLimits::default()
+        };
+        let of = |files: &[(&str, &str)]| {
+            let file = |(name, value): &(&str, &str)| (name.to_string(), value.as_bytes().to_vec());
+            let files: Vec<_> = files.iter().map(file).collect();
+            let mut limits = created.clone();
+            limits_in_force(&files, &mut limits);
+            (limits.cpu_quota_us, limits.memory)
+        };
+        let (max, at) = (Some(Limit::None), |n| Some(Limit::At(n)));
+        assert_eq!(of(&[]), (at(1), at(2)));
+        assert_eq!(
+            of(&[("cpu.max", "30000 100000\n"), ("memory.max", "max\n")]),
+            (at(30_000), max)
+        );
+        assert_eq!(
+            of(&[("cpu.max", "max 100000\n"), ("memory.max", "7\n")]),
+            (max, at(7))
+        );
+        assert_eq!(of(&[("cpu.max", "?"), ("memory.max", "")]), (at(1), at(2)));
     }
 
     #[test]

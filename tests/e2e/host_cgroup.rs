@@ -108,6 +108,11 @@ fn the_monitor_is_in_it_with_limits_until_it_is_deleted() {
         (memory(), value(&path, PIDS)),
         ((80 << 20) + OVERHEAD_BYTES, "306".into())
     );
+    // A period by itself is one of the quota that was set last.
+    update(&["--cpu-quota", "30000"]).success();
+    update(&["--cpu-period", "50000"]).success();
+    let quota = value(&path, ["cpu.cfs_quota_us", "cpu.max"]);
+    assert_eq!(quota.split(' ').next(), Some("30000"), "{quota}");
 
     container.done(&["delete", "--force", id]).success();
     for folder in folders(&path) {
