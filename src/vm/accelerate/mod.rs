@@ -147,7 +147,7 @@ impl Accelerator {
         if std::mem::take(&mut self.left_paging) {
             self.translator.flush();
         }
-        let mut shared = vcpu.sync_regs();
+        let mut shared = emulate::shared_registers(vcpu);
         // Nobody may run it but KVM, which alone knows what it waits for.
         if self.idle.still(shared.regs.rip, &mut self.code) {
             return Ok(0);

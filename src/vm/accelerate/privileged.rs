@@ -70,7 +70,7 @@ impl Accelerator {
         if is_fpu(decoded.code()) {
             store(vcpu, state, *sregs);
             let completed = emulate::complete_here(vcpu, &self.memory)?;
-            let shared = vcpu.sync_regs();
+            let shared = emulate::shared_registers(vcpu);
             *state = super::state(&shared.regs, &shared.sregs);
             *sregs = shared.sregs;
             return Ok(match completed {

@@ -38,7 +38,7 @@ use xsave::XsaveLayout;
 
 pub use bulk::{Bulk, bulk};
 pub use cpu::Exception;
-pub use vcpu::{share_registers, shares_registers};
+pub use vcpu::{share_registers, shared_registers, shares_registers};
 
 /// `KVM_INTERNAL_ERROR_EMULATION` of linux/kvm.h.
 const SUBERROR_EMULATION: u32 = 1;

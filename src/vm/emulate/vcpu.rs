@@ -8,7 +8,7 @@
 
 use kvm_bindings::{
     KVM_SYNC_X86_EVENTS, KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS, Xsave, kvm_regs, kvm_sregs,
-    kvm_vcpu_events, kvm_xsave,
+    kvm_sync_regs, kvm_vcpu_events, kvm_xsave,
 };
 use kvm_ioctls::{Cap, Kvm, SyncReg, VcpuFd};
 
@@ -40,6 +40,27 @@ pub fn shares_registers(vcpu: &mut VcpuFd) -> bool {
     vcpu.get_kvm_run().kvm_valid_regs & u64::from(SHARED) == u64::from(SHARED)
 }
 
+/// The registers that KVM has left in the shared page.
+///
+/// KVM adds the interrupt that it is delivering to `sregs.interrupt_bitmap` there and
+/// never takes one out. Given back, each would be delivered once more, at every entry.
+pub fn shared_registers(vcpu: &VcpuFd) -> kvm_sync_regs {
+    let mut shared = vcpu.sync_regs();
+    shared.sregs.interrupt_bitmap = delivering(&shared.events);
+    shared
+}
+
+/// The external interrupt that is on its way, as KVM_GET_SREGS has it.
+fn delivering(events: &kvm_vcpu_events) -> [u64; 4] {
+    let mut bitmap = [0; 4];
+    let interrupt = events.interrupt;
+    let word = bitmap.get_mut(usize::from(interrupt.nr / 64));
+    if let Some(word) = word.filter(|_| interrupt.injected != 0 && interrupt.soft == 0) {
+        *word = 1 << (interrupt.nr % 64);
+    }
+    bitmap
+}
+
 /// A vCPU that KVM_RUN just came back from.
 pub(super) struct Vcpu<'a> {
     fd: &'a mut VcpuFd,
@@ -62,7 +83,7 @@ impl<'a> Vcpu<'a> {
 
     fn events(&self) -> Result<kvm_vcpu_events, EmulateError> {
         if self.shared {
-            return Ok(self.fd.sync_regs().events);
+            return Ok(shared_registers(self.fd).events);
         }
         self.fd.get_vcpu_events().map_err(refused("read events"))
     }
@@ -96,7 +117,7 @@ fn buffer() -> Result<Xsave, EmulateError> {
 impl Cpu for Vcpu<'_> {
     fn regs(&self) -> Result<kvm_regs, EmulateError> {
         if self.shared {
-            return Ok(self.fd.sync_regs().regs);
+            return Ok(shared_registers(self.fd).regs);
         }
         self.fd.get_regs().map_err(refused("read registers"))
     }
@@ -112,7 +133,7 @@ impl Cpu for Vcpu<'_> {
 
     fn sregs(&self) -> Result<kvm_sregs, EmulateError> {
         if self.shared {
-            return Ok(self.fd.sync_regs().sregs);
+            return Ok(shared_registers(self.fd).sregs);
         }
         self.fd
             .get_sregs()
@@ -179,5 +200,23 @@ impl Cpu for Vcpu<'_> {
 fn fill(words: &mut [u32], bytes: &[u8]) {
     for (word, chunk) in words.iter_mut().zip(bytes.as_chunks::<4>().0) {
         *word = u32::from_le_bytes(*chunk);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_interrupt_that_is_on_its_way_is_given_back() {
+        let mut events = kvm_vcpu_events::default();
+        events.interrupt.nr = 0x27;
+        assert_eq!(delivering(&events), [0; 4]);
+        events.interrupt.injected = 1;
+        assert_eq!(delivering(&events), [1 << 0x27, 0, 0, 0]);
+        events.interrupt.nr = 255;
+        assert_eq!(delivering(&events), [0, 0, 0, 1 << 63]);
+        events.interrupt.soft = 1;
+        assert_eq!(delivering(&events), [0; 4]);
     }
 }
