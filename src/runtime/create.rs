@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use rustix::event::PollFlags;
-use rustix::process::{geteuid, getpid};
+use rustix::process::getpid;
 use vmrun_protocol::plan::WindowSize;
 use vmrun_vm::trace::Timeline;
 
@@ -23,6 +23,7 @@ use crate::start::MachineRequest;
 use crate::state::{Id, ProcessName, Record, Reserved, Root, Status, VERSION};
 use crate::state_json::state_json;
 use crate::template::Notices;
+use crate::user::own_uid;
 use crate::{Error, guest_image, handover, machine, pid_file, terminal};
 
 /// What was decided about a container.
@@ -194,7 +195,7 @@ fn record(id: Id, bundle: &Bundle, cgroup: Option<HostCgroup>) -> Record {
         rootfs: bundle.rootfs(),
         created_ns: u64::try_from(created_ns).unwrap_or(u64::MAX),
         annotations: bundle.container.annotations.clone(),
-        owner_uid: geteuid().as_raw(),
+        owner_uid: own_uid(),
         cgroup,
         hooks: bundle.container.hooks.clone(),
     }

@@ -36,6 +36,7 @@ pub mod stdio;
 pub mod template;
 pub mod terminal;
 pub mod update;
+mod user;
 pub mod verbs;
 
 pub use create::{CreateRequest, Telling, create};

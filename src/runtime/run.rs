@@ -58,21 +58,20 @@ fn attend(born: &mut Born, signals: &Signals) -> Result<u8, Error> {
     let mut talks = true;
     let mut failure = None;
     loop {
-        let interest = if talks {
-            PollFlags::IN
+        let signal = (signals.fd(), PollFlags::IN);
+        let end = (born.monitor.pidfd(), PollFlags::IN);
+        // One that has hung up says so again and again.
+        let [signalled, ended, said] = if talks {
+            let word = (born.monitor.progress.fd(), PollFlags::IN);
+            wait_for([signal, end, word], None)?
         } else {
-            PollFlags::empty()
+            let [signalled, ended] = wait_for([signal, end], None)?;
+            [signalled, ended, false]
         };
-        let fds = [
-            (signals.fd(), PollFlags::IN),
-            (born.monitor.pidfd(), PollFlags::IN),
-            (born.monitor.progress.fd(), interest),
-        ];
-        let [signalled, ended, said] = wait_for(fds, None)?;
         if signalled {
             forward(born, signals);
         }
-        if said && talks {
+        if said {
             match born.monitor.progress.hear() {
                 Ok(FromMonitor::Failed { line, code }) => {
                     failure = Some(Error::Reported { line, code });

@@ -220,10 +220,13 @@ impl RunningMachine {
         self.machine.context.outcome.ending().cloned()
     }
 
-    /// Stops the machine, waits for its threads, and tells how it ended:
-    /// [`Ending::Stopped`] unless it had ended before.
+    /// Stops the machine of a process that ends with it, waits for its threads, and
+    /// tells how it ended: [`Ending::Stopped`] unless it had ended before.
     pub fn stop(mut self) -> Ending {
         self.shut_down();
+        if let Err(error) = self.machine.vm.stay_until_exit() {
+            log::debug!("the machine is taken apart at once: {error}");
+        }
         self.ending().unwrap_or(Ending::Stopped)
     }
 

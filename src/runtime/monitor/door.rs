@@ -9,11 +9,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use rustix::event::PollFlags;
-use rustix::process::geteuid;
 use vmrun_protocol::message::ProcessId;
 
 use super::messages::{Call, MAX_TO_CLIENT_BYTES, MAX_TO_MONITOR_BYTES, Reply};
 use crate::control::{Caps, Control};
+use crate::user::own_uid;
 
 /// How many may be there at a time: one for each exec, and some that ask.
 const MAX_VISITORS: usize = 256;
@@ -99,7 +99,7 @@ impl Door {
                     continue;
                 }
             };
-            if peer.uid != 0 && peer.uid != geteuid().as_raw() {
+            if peer.uid != 0 && peer.uid != own_uid() {
                 log::warn!("a process of user {} was turned away", peer.uid);
                 continue;
             }

@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use crate::user::own_uid;
+
 /// Root's, for the whole machine.
 const OF_ROOT: &str = "/run/vmrun";
 
@@ -35,8 +37,12 @@ pub fn folder(
 
 /// [`folder`], of whoever runs this process.
 pub fn own_folder(asked: Option<&Path>) -> PathBuf {
-    let uid = rustix::process::geteuid().as_raw();
-    folder(asked, uid, |name| std::env::var_os(name), Path::is_dir)
+    folder(
+        asked,
+        own_uid(),
+        |name| std::env::var_os(name),
+        Path::is_dir,
+    )
 }
 
 #[cfg(test)]

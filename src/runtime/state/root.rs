@@ -9,10 +9,10 @@ use std::{fs, io};
 
 use rustix::fs::{CWD, Dir, FlockOperation, Mode, OFlags, flock, mkdirat, openat};
 use rustix::io::Errno;
-use rustix::process::geteuid;
 
 use super::container::{Container, socket_path};
 use super::{Id, Record, StateError, files};
+use crate::user::own_uid;
 
 /// The folder that holds those of all containers.
 #[derive(Debug)]
@@ -187,7 +187,7 @@ impl Drop for Claim<'_> {
 /// What somebody else can write to may say anything.
 fn check_owner(folder: &OwnedFd) -> io::Result<()> {
     let status = rustix::fs::fstat(folder)?;
-    if status.st_uid != 0 && status.st_uid != geteuid().as_raw() {
+    if status.st_uid != 0 && status.st_uid != own_uid() {
         let problem = format!("belongs to user {}", status.st_uid);
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, problem));
     }

@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use crate::user::own_uid;
+
 /// Environment variable that names the folder.
 pub const FOLDER_VARIABLE: &str = "VMRUN_TEMPLATE_DIR";
 
@@ -11,7 +13,7 @@ const OF_ROOT: &str = "/var/cache/vmrun/templates";
 
 /// Whether this is root, whose templates are all of this machine's.
 pub fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
+    own_uid() == 0
 }
 
 /// The folder: the one asked for, else the one in the environment (read by
