@@ -1,11 +1,12 @@
 //! Exit codes and signals.
 
-use std::fs;
-use std::time::{Duration, Instant};
+use std::fs::{self, File};
+use std::io::Read;
 
+use rustix::fs::{CWD, Mode, mkfifoat};
 use rustix::process::Signal;
 
-use crate::harness::{Bundle, Running, Runtime, assembled};
+use crate::harness::{Bundle, Runtime, assembled};
 
 #[test]
 fn exit_codes_are_the_containers() {
@@ -56,30 +57,17 @@ fn signals_reach_the_container() {
     }
 }
 
-/// Waits until the machine of `running` exists.
-fn wait_for_machine(running: &Running) {
-    let until = Instant::now() + Duration::from_secs(60);
-    let is_vcpu = |entry: fs::DirEntry| {
-        let target = fs::read_link(entry.path()).unwrap_or_default();
-        target.to_string_lossy().contains("kvm-vcpu")
-    };
-    let has_vcpu = |monitor| {
-        let folder = fs::read_dir(format!("/proc/{monitor}/fd"));
-        folder.is_ok_and(|mut folder| folder.any(|entry| entry.is_ok_and(is_vcpu)))
-    };
-    while !running.monitor().is_some_and(has_vcpu) {
-        assert!(Instant::now() < until, "no machine");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 #[test]
 fn a_signal_before_the_container_ends_the_start() {
     let bundle = Bundle::shell("echo started");
+    let serial = bundle.path().join("serial");
+    mkfifoat(CWD, &serial, Mode::RUSR | Mode::WUSR).unwrap();
     // A boot leaves time for a signal.
-    let launch = Runtime::Vmrun.launch_with(&bundle, &["--no-template"]);
-    let running = launch.start();
-    wait_for_machine(&running);
+    let options = ["--no-template", "--serial", serial.to_str().unwrap()];
+    let running = Runtime::Vmrun.launch_with(&bundle, &options).start();
+    // The kernel's first words.
+    let mut words = File::open(&serial).unwrap();
+    words.read_exact(&mut [0]).unwrap();
     running.signal(Signal::TERM);
     let run = running.finish();
     assert_eq!(run.code(), 128 + 15, "{run:?}");

@@ -11,7 +11,8 @@ mod streams;
 use std::sync::Arc;
 
 use crate::engine::{Engine, IMAGE};
-use crate::harness::{Finished, Launch, Running};
+use crate::harness::running::Running;
+use crate::harness::{Finished, Launch};
 use crate::suite::{Case, Runtime};
 
 /// What holds for each runtime.

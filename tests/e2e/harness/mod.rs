@@ -8,7 +8,7 @@ mod engine;
 mod host;
 mod launch;
 mod program;
-mod running;
+pub mod running;
 mod sandbox;
 mod terminal;
 
@@ -18,6 +18,6 @@ pub use engine::Engine;
 pub use host::{TEMPLATE_DIR, guest_dir, template_dir, vmrun};
 pub use launch::{Launch, Runtime, unique_id};
 pub use program::{assembled, compiled};
-pub use running::{Finished, Running, Sections};
+pub use running::{Finished, Sections};
 pub use sandbox::{Sandbox, Sandboxed};
 pub use terminal::Terminal;
