@@ -200,7 +200,8 @@ impl Life<'_> {
         let status = status.and_then(|status| drained.map(|()| status));
         monitor.part(status.as_ref().err());
         if let Some(machine) = monitor.take_guest() {
-            log::debug!("{}", machine.stop());
+            let ending = machine.stop();
+            log::debug!("{ending}");
         }
         // What has left the guest arrives, however it ended.
         monitor.flush()?;
