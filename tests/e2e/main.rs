@@ -14,6 +14,7 @@ mod exits;
 mod flags;
 mod hooks;
 mod host_cgroup;
+mod install;
 mod leftovers;
 mod lifecycle;
 mod limits;
